@@ -1,0 +1,1 @@
+"""Dynamics, adapters and validation: a trained potential in motion."""
