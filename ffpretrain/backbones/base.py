@@ -1,0 +1,76 @@
+"""What every backbone is: a module that turns a graph into per-atom features."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ffpretrain.graphs import Graph
+from ffpretrain.pairs import EdgeList, Pairs
+
+
+class Features(NamedTuple):
+    """Per-atom output of a backbone.
+
+    Attributes:
+        scalars: invariant features ``[N, F]``.
+        vectors: equivariant features ``[N, 3, F]``, or None for a backbone that has none.
+    """
+
+    scalars: Tensor
+    vectors: Tensor | None
+
+
+class Backbone(nn.Module, ABC):
+    """Base class of all backbones.
+
+    A subclass sets the class attributes, stores its constructor arguments in ``config`` (so that an artefact
+    can rebuild it) and implements :meth:`encode`.
+
+    Attributes:
+        name: registry name.
+        has_vectors: whether :class:`Features` carries vectors.
+        self_pairs: whether an atom is its own neighbour.
+        smooth: whether every message vanishes at the cutoff, so that pairs beyond it may be kept in the list.
+        cutoff: Å.
+        n_features: F.
+        max_z: largest atomic number the embedding holds.
+    """
+
+    name: ClassVar[str]
+    has_vectors: ClassVar[bool]
+    self_pairs: ClassVar[bool] = False
+    smooth: bool = True
+
+    def __init__(self, cutoff: float, n_features: int, max_z: int, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.cutoff = float(cutoff)
+        self.n_features = n_features
+        self.max_z = max_z
+        self.config = config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the weights."""
+        return next(self.parameters()).dtype
+
+    def forward(self, graph: Graph) -> Features:
+        """Encode a graph.
+
+        Args:
+            graph: edges must be complete up to ``cutoff``. Edge vectors are formed in the precision of
+                ``graph.pos`` and then cast to that of the weights.
+        """
+        return self.encode(graph.z, EdgeList(graph, self_pairs=self.self_pairs, dtype=self.dtype))
+
+    @abstractmethod
+    def encode(self, z: Tensor, pairs: Pairs) -> Features:
+        """Encode atoms given their pairs, in either layout of :mod:`ffpretrain.pairs`.
+
+        Args:
+            z: atomic numbers ``[N]``.
+            pairs: as :class:`~ffpretrain.pairs.Pairs`.
+        """

@@ -1,0 +1,109 @@
+"""How a backbone sees its neighbours: gather to pairs, reduce to atoms.
+
+Two layouts share one interface, so that a backbone is written once:
+
+* :class:`EdgeList`: any graph. Pairs are a flat list; gathering is ``index_select``, reducing is ``index_add``.
+* :class:`DensePairs`: a batch of molecules with the same number of atoms, where every pair is kept and the
+  cutoff function alone removes the far ones. Gathering is a broadcast and reducing a plain sum, so a compiler
+  can fuse message and reduction, and shapes never change. Only valid for a backbone whose messages vanish
+  smoothly at the cutoff.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ffpretrain.graphs import Graph
+
+
+class Pairs(Protocol):
+    """Pairs of a centre and one neighbour; ``P`` stands for the leading pair dimensions.
+
+    Attributes:
+        vector: from centre to neighbour in Å, ``[P, 3]``; zero for a pair of an atom with itself.
+        distance: ``[P]`` Å; zero for a pair of an atom with itself.
+        other: 1 where centre and neighbour are different atoms, else 0, broadcastable to ``[P]``; None when
+            no atom is paired with itself.
+    """
+
+    vector: Tensor
+    distance: Tensor
+    other: Tensor | None
+
+    def neighbor(self, x: Tensor) -> Tensor:
+        """Spread atom features ``[N, ...]`` to pairs, each taking its neighbour's."""
+        ...
+
+    def center(self, x: Tensor) -> Tensor:
+        """Spread atom features ``[N, ...]`` to pairs, each taking its centre's."""
+        ...
+
+    def sum(self, message: Tensor) -> Tensor:
+        """Add up pair features ``[P, ...]`` over the neighbours of each centre: ``[N, ...]``."""
+        ...
+
+
+class EdgeList:
+    """Pairs of a :class:`~ffpretrain.graphs.Graph`, optionally with each atom paired with itself."""
+
+    def __init__(self, graph: Graph, self_pairs: bool = False, dtype: torch.dtype | None = None) -> None:
+        self.n_atoms = graph.z.shape[0]
+        neighbor, center = graph.edge_index[0], graph.edge_index[1]
+        vector = graph.pos.index_select(0, neighbor) + graph.edge_shift - graph.pos.index_select(0, center)
+        vector = vector.to(dtype)
+        distance = vector.square().sum(-1).sqrt()
+        self.other: Tensor | None = None
+        if self_pairs:
+            every = torch.arange(self.n_atoms, device=neighbor.device)
+            self.other = torch.cat([torch.ones_like(distance), distance.new_zeros(self.n_atoms)])
+            vector = torch.cat([vector, vector.new_zeros(self.n_atoms, 3)])
+            distance = torch.cat([distance, distance.new_zeros(self.n_atoms)])
+            neighbor, center = torch.cat([neighbor, every]), torch.cat([center, every])
+        self.vector, self.distance = vector, distance
+        self._neighbor, self._center = neighbor, center
+
+    def neighbor(self, x: Tensor) -> Tensor:
+        """See :class:`Pairs`."""
+        return x.index_select(0, self._neighbor)
+
+    def center(self, x: Tensor) -> Tensor:
+        """See :class:`Pairs`."""
+        return x.index_select(0, self._center)
+
+    def sum(self, message: Tensor) -> Tensor:
+        """See :class:`Pairs`."""
+        return message.new_zeros(self.n_atoms, *message.shape[1:]).index_add(0, self._center, message)
+
+
+class DensePairs:
+    """All pairs of each molecule in a batch of M molecules of n atoms: ``P = [M, n, n]`` (centre, neighbour).
+
+    Args:
+        pos: positions ``[M * n, 3]`` Å.
+        n_molecules: M.
+        dtype: cast the vectors, once formed, to this type.
+    """
+
+    def __init__(self, pos: Tensor, n_molecules: int, dtype: torch.dtype | None = None) -> None:
+        self.n_molecules, self.n_atoms = n_molecules, pos.shape[0] // n_molecules
+        xyz = pos.view(n_molecules, self.n_atoms, 3)
+        self.vector = (xyz.unsqueeze(1) - xyz.unsqueeze(2)).to(dtype)
+        same = torch.eye(self.n_atoms, dtype=self.vector.dtype, device=pos.device)
+        # 1 under the root of a self-pair keeps its derivatives finite; the distance itself is put back to 0
+        self.distance = (self.vector.square().sum(-1) + same).sqrt() - same
+        self.other: Tensor | None = 1 - same
+
+    def neighbor(self, x: Tensor) -> Tensor:
+        """See :class:`Pairs`."""
+        return x.view(self.n_molecules, 1, self.n_atoms, *x.shape[1:])
+
+    def center(self, x: Tensor) -> Tensor:
+        """See :class:`Pairs`."""
+        return x.view(self.n_molecules, self.n_atoms, 1, *x.shape[1:])
+
+    def sum(self, message: Tensor) -> Tensor:
+        """See :class:`Pairs`."""
+        return message.sum(2).reshape(self.n_molecules * self.n_atoms, *message.shape[3:])
