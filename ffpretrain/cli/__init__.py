@@ -1,1 +1,64 @@
 """The ``ffpretrain`` command. Verbs live one to a module and are imported when they are called."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from ffpretrain.cli.app import build_command
+from ffpretrain.errors import UserError
+
+__all__ = ["main"]
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+# What a path given by the user can cause. Any other exception is a bug and keeps its traceback.
+_PATH_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and leave the process.
+
+    Exit codes: 0 on success, 2 on bad input (one line on stderr says what, where and the mend), 130 on
+    Ctrl-C.
+
+    Args:
+        arguments: the words after the program's name; ``sys.argv[1:]`` when None.
+
+    Raises:
+        SystemExit: always, with the exit code, unless a bug raises something else.
+    """
+    try:
+        build_command().main(args=None if arguments is None else list(arguments), prog_name="ffpretrain")
+    except UserError as error:
+        _leave(str(error))
+    except _PATH_ERRORS as error:
+        _leave(_path_message(error))
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    sys.exit(0)
+
+
+def _leave(message: str) -> NoReturn:
+    """Print one line on stderr and exit with code 2."""
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(USER_ERROR)
+
+
+def _path_message(error: OSError) -> str:
+    """Return what is wrong with which path; some libraries raise these errors without a file name."""
+    if error.filename is None:
+        return str(error)
+    path = error.filename2 or error.filename
+    return f"{path}: {(error.strerror or str(error)).lower()}; {_mend(error)}"
+
+
+def _mend(error: OSError) -> str:
+    """Return what a user can do about a path that the system refused."""
+    if isinstance(error, FileNotFoundError):
+        return "check the spelling and the folder you are in"
+    if isinstance(error, PermissionError):
+        return "choose a file or folder you may read and write"
+    return "give another path"
