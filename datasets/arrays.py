@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,6 @@ from ffpretrain.datasets.frames import Dataset, DatasetMetadata, Frame
 from numpy.typing import NDArray
 
 from ffpretrain.errors import DataError
-from ffpretrain.units import energy_unit, length_unit
 
 MAX_ATOMIC_NUMBER = 118
 
@@ -25,6 +24,7 @@ class ArrayDataset(Dataset):
         metadata: see :class:`DatasetMetadata`.
         energy: ``[F]`` or ``[F, 1]`` eV, or None.
         forces: ``[F, n, 3]`` eV/Å, or None.
+        cell: ``[3, 3]`` Å, rows are lattice vectors, periodic in all directions and the same for every frame.
         properties: other labels, one entry a frame, in the units stated in ``metadata.properties``.
 
     Raises:
@@ -41,9 +41,11 @@ class ArrayDataset(Dataset):
         *,
         energy: NDArray[Any] | None = None,
         forces: NDArray[Any] | None = None,
+        cell: NDArray[Any] | None = None,
         properties: Mapping[str, NDArray[Any]] | None = None,
     ) -> None:
         self.metadata = metadata
+        self.cell = None if cell is None else np.asarray(cell, dtype=np.float64)
         self.positions = _positions(file, positions)
         n_frames, n_atoms = self.positions.shape[:2]
         self.numbers = _numbers(file, numbers, n_frames, n_atoms)
@@ -55,7 +57,9 @@ class ArrayDataset(Dataset):
                 raise DataError(
                     f"{file}: {name!r} has {len(values)} entries for {n_frames} frames; repair the file"
                 )
-        check_finite(file, self.atoms_mask(), self.positions, self.energy, self.forces)
+        check_finite(
+            lambda i: f"{file} frame {i}", self.atoms_mask(), self.positions, self.energy, self.forces
+        )
 
     def atoms_mask(self) -> NDArray[np.bool_]:
         """Return ``[F, n]``: True where a row is an atom, False where it is padding."""
@@ -71,21 +75,12 @@ class ArrayDataset(Dataset):
         return Frame(
             numbers=numbers[atoms],
             positions=self.positions[index][atoms],
+            cell=None if self.cell is None else self.cell.copy(),
+            pbc=(False, False, False) if self.cell is None else (True, True, True),
             energy=None if self.energy is None else float(self.energy[index]),
             forces=None if self.forces is None else self.forces[index][atoms],
             properties={name: values[index].item() for name, values in self.properties.items()},
         )
-
-
-def to_ev(values: NDArray[Any] | None, energy: str) -> NDArray[np.float64] | None:
-    """Convert energies from the unit ``energy`` to eV; None stays None."""
-    return None if values is None else np.asarray(values, dtype=np.float64) * energy_unit(energy)
-
-
-def to_ev_per_angstrom(values: NDArray[Any] | None, energy: str, length: str) -> NDArray[np.float64] | None:
-    """Convert forces from ``energy/length`` to eV/Å; None stays None."""
-    factor = energy_unit(energy) / length_unit(length)
-    return None if values is None else np.asarray(values, dtype=np.float64) * factor
 
 
 def check_numbers(where: object, numbers: NDArray[np.integer]) -> None:
@@ -152,7 +147,7 @@ def _forces(file: object, forces: NDArray[Any], shape: tuple[int, ...]) -> NDArr
 
 
 def check_finite(
-    file: object,
+    where: Callable[[int], str],
     atoms: NDArray[np.bool_],
     positions: NDArray[np.float64],
     energy: NDArray[np.float64] | None,
@@ -160,19 +155,24 @@ def check_finite(
 ) -> None:
     """Refuse NaN and infinite values, naming the first frame that has one; padding is not looked at.
 
+    Args:
+        where: gives file and frame by the frame's index, for the message.
+        atoms: ``[F, n]``, False for padding.
+        positions: ``[F, n, 3]``.
+        energy: ``[F]`` or None.
+        forces: ``[F, n, 3]`` or None.
+
     Raises:
         DataError: a position, energy or force is not finite.
     """
-    for name, values in (("position", positions), ("force", forces)):
+    mend = "remove or recompute that frame"
+    for name, values in (("a position", positions), ("a force", forces)):
         if values is None:
             continue
         bad = np.flatnonzero((~np.isfinite(values).all(axis=2) & atoms).any(axis=1))
         if len(bad):
-            raise DataError(f"{file} frame {bad[0]}: a {name} is not finite (NaN or inf); {_MEND}")
+            raise DataError(f"{where(int(bad[0]))}: {name} is not finite (NaN or inf); {mend}")
     if energy is not None:
         bad = np.flatnonzero(~np.isfinite(energy))
         if len(bad):
-            raise DataError(f"{file} frame {bad[0]}: the energy is not finite (NaN or inf); {_MEND}")
-
-
-_MEND = "remove or recompute that frame"
+            raise DataError(f"{where(int(bad[0]))}: the energy is not finite (NaN or inf); {mend}")

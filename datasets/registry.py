@@ -46,7 +46,21 @@ class Format:
 
 
 FORMATS: dict[str, Format] = {
-    "rmd17": Format("ffpretrain.datasets.rmd17:open_rmd17", "revised MD17 .npz, by molecule or file"),
+    "rmd17": Format("ffpretrain.datasets.rmd17:open_rmd17", "revised MD17, by molecule or .npz"),
+    "md17": Format(
+        "ffpretrain.datasets.md17:open_md17", "MD17 and its coupled-cluster sets, by molecule or .npz"
+    ),
+    "sgdml": Format("ffpretrain.datasets.npz:open_sgdml", "arrays E, F, R, z in an .npz, padded or not"),
+    "qm7x": Format("ffpretrain.datasets.npz:open_qm7x", "QM7-X frames as arrays E, F, R, z"),
+    "qm9": Format("ffpretrain.datasets.qm9:open_qm9", "QM9 .npz or its original archive", (".xyz.tar.bz2",)),
+    "extxyz": Format(
+        "ffpretrain.datasets.asefiles:open_extxyz",
+        "extended xyz, plain or .xz",
+        (".extxyz", ".xyz", ".extxyz.xz", ".xyz.xz"),
+    ),
+    "traj": Format("ffpretrain.datasets.asefiles:open_traj", "ASE trajectory", (".traj",)),
+    "ase-db": Format("ffpretrain.datasets.asefiles:open_db", "ASE SQLite database", (".db",)),
+    "sdf": Format("ffpretrain.datasets.sdf:open_sdf", "SDF V2000 geometries", (".sdf", ".mol")),
     "hdf5": Format("ffpretrain.datasets.store:FrameStore", "this project's frame store", (".h5", ".hdf5")),
 }
 """Formats by name."""

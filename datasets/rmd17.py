@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 from ffpretrain.datasets import _io
-from ffpretrain.datasets.arrays import ArrayDataset, to_ev, to_ev_per_angstrom
+from ffpretrain.datasets._units import KCAL_ANGSTROM
+from ffpretrain.datasets.arrays import ArrayDataset
 from ffpretrain.datasets.cache import cache_folder
 from ffpretrain.datasets.frames import Dataset, DatasetMetadata
 from numpy.typing import NDArray
@@ -32,7 +33,7 @@ MOLECULES = (
 N_SPLITS = 5
 KEYS = ("nuclear_charges", "coords", "energies", "forces")
 # the publisher's README: coordinates in Å, energies in kcal/mol, forces in kcal/mol/Å
-ENERGY, LENGTH = "kcal/mol", "angstrom"
+UNITS = KCAL_ANGSTROM
 LEVELS = {"revised": "PBE/def2-SVP", "original": "PBE+vdW-TS"}
 ENERGY_ZERO = "separated electrons and nuclei"
 _LABEL_KEYS = {"revised": ("energies", "forces"), "original": ("old_energies", "old_forces")}
@@ -194,8 +195,8 @@ def _dataset(
         arrays["nuclear_charges"],
         arrays["coords"],
         metadata,
-        energy=to_ev(arrays[energy_key], ENERGY),
-        forces=to_ev_per_angstrom(arrays[force_key], ENERGY, LENGTH),
+        energy=UNITS.energies(arrays[energy_key]),
+        forces=UNITS.forces(arrays[force_key]),
         properties={} if indices is None else {"old_index": indices},
     )
 
@@ -210,7 +211,7 @@ def _metadata(
         level_of_theory=LEVELS[labels],
         energy_zero=ENERGY_ZERO,
         licence="CC0-1.0",
-        units={"length": LENGTH, "energy": ENERGY, "force": f"{ENERGY}/{LENGTH}"},
+        units=UNITS.as_dict(),
         splits=splits,
         properties={"old_index": "index of the frame in the original MD17 file"},
     )
