@@ -52,7 +52,7 @@ class LazyVerb(typer.core.TyperCommand):
         """Import the verb's module and return its command."""
         target = getattr(importlib.import_module(self.verb.module), self.verb.attribute)
         if not isinstance(target, typer.Typer):
-            single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+            single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
             single.command(self.name)(target)
             target = single
         return typer.main.get_command(target)
@@ -81,6 +81,7 @@ def build_command() -> typer.core.TyperGroup:
     """Return the ``ffpretrain`` command with every verb of the table mounted, none of them imported."""
     app = typer.Typer(
         no_args_is_help=True,
+        rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )

@@ -1,0 +1,189 @@
+"""The command line's frame: lazy, one line and exit code 2 on bad input, help that fits a screen."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ffpretrain
+from ffpretrain import cli
+from ffpretrain.cli import app as frame
+from ffpretrain.cli import doctor
+from ffpretrain.errors import ArtifactError, DataError, MissingDependencyError, NonFiniteError
+
+# What must not be loaded before a verb needs it.
+HEAVY = ("torch", "ase", "matplotlib", "lightning", "numpy", "h5py", "scipy", "torch_geometric", "pydantic")
+VERBS_NOT_YET = {"validate", "landscape", "report", "export", "import"}
+
+
+def ffpretrain_command(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own on a screen of 80 columns."""
+    environment = {**os.environ, "COLUMNS": "80", "LINES": "40", **env}
+    command = [sys.executable, "-m", "ffpretrain", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def leave(monkeypatch: pytest.MonkeyPatch, error: BaseException | None, *words: str) -> int | str | None:
+    """Run main() with a verb `fail` that raises the error; return the exit code."""
+
+    def fail(count: int = 1) -> None:
+        """Fail."""
+        if error is not None:
+            raise error
+
+    module = type(sys)("failing_verb")
+    module.fail = fail  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "failing_verb", module)
+    monkeypatch.setitem(frame.VERBS, "fail", frame.Verb("failing_verb", "fail", "Fail."))
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["fail", *words])
+    return caught.value.code
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom ffpretrain.cli import main\ntry: main(['--help'])\n"
+        f"except SystemExit: pass\nprint('LOADED', [m for m in {HEAVY!r} if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "LOADED []"
+
+
+def test_every_module_of_the_table_exists_and_every_verb_module_is_in_it() -> None:
+    for name, verb in frame.VERBS.items():
+        assert importlib.util.find_spec(verb.module) is not None, name
+    modules = {path.stem for path in Path(cli.__file__).parent.glob("*.py") if not path.stem.startswith("_")}
+    assert modules - {"app"} <= {verb.module.rpartition(".")[2] for verb in frame.VERBS.values()}
+    assert not VERBS_NOT_YET & set(frame.VERBS)
+
+
+@pytest.mark.parametrize("verb", [None, *frame.VERBS])
+def test_help_fits_a_screen(verb: str | None) -> None:
+    result = ffpretrain_command(*([verb] if verb else []), "--help")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert "Usage: ffpretrain" in result.stdout
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 80
+    if verb is None:
+        assert all(f" {name} " in result.stdout for name in frame.VERBS)
+
+
+def test_help_of_the_data_commands_fits_a_screen() -> None:
+    group = frame.LazyVerb("data", frame.VERBS["data"]).load()
+    assert group.commands
+    for name in group.commands:
+        result = ffpretrain_command("data", name, "--help")
+        assert result.returncode == 0, result.stderr
+        assert len(result.stdout.splitlines()) <= 40, name
+        assert max(map(len, result.stdout.splitlines())) <= 80, name
+
+
+def test_version() -> None:
+    result = ffpretrain_command("--version")
+    assert (result.returncode, result.stdout) == (0, f"ffpretrain {ffpretrain.__version__}\n")
+
+
+@pytest.mark.parametrize("words", [["modles"], ["--nonsense"], ["models", "--nonsense"]])
+def test_usage_errors_exit_2(words: list[str]) -> None:
+    result = ffpretrain_command(*words)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert words[-1] in result.stderr
+    if words == ["modles"]:
+        assert "'models'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (DataError("a.npz, frame 3: NaN\nin forces; mend"), "error: a.npz, frame 3: NaN in forces; mend"),
+        (ArtifactError("model.safetensors: truncated"), "error: model.safetensors: truncated"),
+        (MissingDependencyError("tblite is absent; pip ..."), "error: tblite is absent; pip ..."),
+        (NonFiniteError("loss is not finite at step 3"), "error: loss is not finite at step 3"),
+        (FileNotFoundError(2, "No such file", "a.xyz"), "error: a.xyz: no such file; check the spelling"),
+        (FileNotFoundError("unable to open 'a.h5'"), "error: unable to open 'a.h5'"),
+        (PermissionError(13, "Permission denied", "/out"), "error: /out: permission denied; choose"),
+        (IsADirectoryError(21, "Is a directory", "runs"), "error: runs: is a directory; give"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, line: str
+) -> None:
+    assert leave(monkeypatch, error) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(line)
+    assert err.count("\n") == 1
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ZeroDivisionError):
+        leave(monkeypatch, ZeroDivisionError())
+
+
+def test_interrupt_exits_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert leave(monkeypatch, KeyboardInterrupt()) == 130
+
+
+def test_verbs_parse_their_own_options(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert leave(monkeypatch, None, "--count", "3") == 0
+    assert leave(monkeypatch, None, "--count", "three") == 2
+    assert "Invalid value for '--count'" in capsys.readouterr().err
+
+
+def test_doctor_reports_as_json() -> None:
+    result = ffpretrain_command("doctor", "--json")
+    report = json.loads(result.stdout)
+    assert report["schema"] == 1
+    assert report["units"] == {"memory": "GiB", "seconds": "s"}
+    assert report["problems"] == []
+    assert result.returncode == 0
+    assert Path(report["location"]).resolve() == Path(ffpretrain.__file__).resolve().parent
+    assert report["required"]["torch"]
+    assert {model["name"] for model in report["models"]} == set(ffpretrain.list_models())
+    assert all(model["verified"] for model in report["models"])
+    assert sum(device["chosen"] for device in report["devices"]) == 1
+
+
+def test_doctor_names_a_compiler_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    found = doctor.check_compiler()
+    assert found["works"] is False
+    assert "no-such-compiler" in found["error"]
+    monkeypatch.setenv("CXX", "false")
+    assert doctor.check_compiler()["error"] == "exit code 1"
+
+
+def test_doctor_exits_1_on_a_damaged_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = [{"name": "m", "verified": False, "error": "m.safetensors: checksum differs"}]
+    monkeypatch.setattr(doctor, "check_models", lambda: broken)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["doctor"])
+    assert caught.value.code == 1
+    assert "checksum differs" in capsys.readouterr().out
+
+
+def test_models_lists_the_named_models() -> None:
+    text = ffpretrain_command("models")
+    assert text.returncode == 0, text.stderr
+    answer = json.loads(ffpretrain_command("models", "--json").stdout)
+    assert answer["schema"] == 1
+    assert answer["units"]["force_mae"] == "eV/Å"
+    assert [model["name"] for model in answer["models"]] == ffpretrain.list_models()
+    for model in answer["models"]:
+        assert model["name"] in text.stdout
+        assert model["level_of_theory"]
+        assert model["elements"]
+        assert model["size_bytes"] <= 6 * 2**20
+        assert model["force_mae"] > 0
