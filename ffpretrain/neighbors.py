@@ -50,9 +50,7 @@ def _all_pairs(pos: Tensor, cutoff: float) -> tuple[Tensor, Tensor]:
         return torch.stack([neighbor, center]), pos.new_zeros(len(center), 3)
 
 
-def _cell_list(
-    pos: Tensor, cutoff: float, cell: Tensor | None, pbc: Sequence[bool]
-) -> tuple[Tensor, Tensor]:
+def _cell_list(pos: Tensor, cutoff: float, cell: Tensor | None, pbc: Sequence[bool]) -> tuple[Tensor, Tensor]:
     from matscipy.neighbours import neighbour_list
 
     xyz = pos.detach().to("cpu", torch.float64).numpy()
@@ -62,7 +60,9 @@ def _cell_list(
         # matscipy wants a cell that holds the atoms; without periodicity its shape does not matter
         box = np.diag(np.ptp(xyz, axis=0) + 2 * cutoff)
         xyz = xyz - xyz.min(axis=0) + cutoff
-    center, neighbor, shift = neighbour_list("ijS", positions=xyz, cell=box, pbc=list(pbc), cutoff=float(cutoff))
+    center, neighbor, shift = neighbour_list(
+        "ijS", positions=xyz, cell=box, pbc=list(pbc), cutoff=float(cutoff)
+    )
     edge_index = torch.from_numpy(np.stack([neighbor, center]).astype(np.int64))
     edge_shift = torch.from_numpy(shift.astype(np.float64) @ box)
     return edge_index.to(pos.device), edge_shift.to(pos)
@@ -72,7 +72,9 @@ def _checked_cell(cell: Tensor | None, pbc: Sequence[bool]) -> NDArray[np.float6
     from ase.geometry import complete_cell
 
     if cell is None:
-        raise UnsupportedInputError("the structure is periodic but has no cell; set atoms.cell or atoms.pbc=False")
+        raise UnsupportedInputError(
+            "the structure is periodic but has no cell; set atoms.cell or atoms.pbc=False"
+        )
     raw = cell.detach().to("cpu", torch.float64).numpy()
     missing = [axis for axis in range(3) if pbc[axis] and not np.any(raw[axis])]
     if missing:
