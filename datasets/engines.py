@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.metadata
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -79,18 +82,42 @@ def create_engine(name: str, **options: Any) -> BaseCalculator:
     return open_engine(name, **options).calculator
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let engines built on GNU OpenMP use one thread of the calling thread's team, unless the user said more.
+
+    For a molecule a second thread gains nothing, and on a busy machine the threads' waiting for one another
+    costs a factor of ten. ``OMP_NUM_THREADS`` in the environment is obeyed.
+    """
+    try:
+        openmp = None if "OMP_NUM_THREADS" in os.environ else ctypes.CDLL("libgomp.so.1")
+    except OSError:  # another platform or OpenMP runtime: leave it as it is
+        openmp = None
+    if openmp is None:
+        yield
+        return
+    before = openmp.omp_get_max_threads()
+    openmp.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        openmp.omp_set_num_threads(before)
+
+
 def _gfn(method: str) -> Callable[[int, int, Mapping[str, Any]], Engine]:
     def build(charge: int, spin: int, options: Mapping[str, Any]) -> Engine:
         try:
             from tblite.ase import TBLite
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             raise MissingDependencyError(
                 f'{method} needs tblite, which is not installed: pip install "ffpretrain[label]"'
             ) from error
-        known = TBLite.default_parameters
-        for option in options:
-            if option not in known:
-                raise ConfigError(f"engine {method}: unknown option {option!r}{nearest(option, known)}")
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"{method} needs tblite, which is there but cannot be loaded ({error}); install that library "
+                "(libgomp.so.1 is in the system package libgomp1)"
+            ) from error
+        _refuse_unknown(method, options, TBLite)
         chosen = {**_TBLITE, "charge": charge, "multiplicity": spin, **options}
         return Engine(
             name={"GFN2-xTB": "gfn2", "GFN1-xTB": "gfn1"}[method],
@@ -108,6 +135,7 @@ def _emt(charge: int, spin: int, options: Mapping[str, Any]) -> Engine:
     from ase.calculators.emt import EMT
 
     _refuse_charge("emt", charge, spin)
+    _refuse_unknown("emt", options, EMT)
     calculator = _make("emt", EMT, options)
     zero = "bulk fcc metal at its equilibrium"
     return Engine("emt", calculator, _describe("EMT", options), zero, dict(options), _version_of("ase"))
@@ -117,6 +145,7 @@ def _lennard_jones(charge: int, spin: int, options: Mapping[str, Any]) -> Engine
     from ase.calculators.lj import LennardJones
 
     _refuse_charge("lj", charge, spin)
+    _refuse_unknown("lj", options, LennardJones)
     calculator = _make("lj", LennardJones, options)
     level = _describe("Lennard-Jones", options)
     return Engine("lj", calculator, level, "separated atoms", dict(options), _version_of("ase"))
@@ -135,6 +164,13 @@ def _refuse_charge(name: str, charge: int, spin: int) -> None:
         raise ConfigError(f"engine {name!r} knows no charge or spin; leave them at 0 and 1 or use 'gfn2'")
 
 
+def _refuse_unknown(name: str, options: Mapping[str, Any], kind: Any) -> None:
+    for option in options:
+        if option not in kind.default_parameters:
+            hint = nearest(option, kind.default_parameters)
+            raise ConfigError(f"engine {name!r}: unknown option {option!r}{hint}")
+
+
 def _calculator_class(name: str) -> Any:
     module_name, colon, class_name = name.partition(":")
     try:
@@ -151,14 +187,14 @@ def _calculator_class(name: str) -> Any:
             raise MissingDependencyError(
                 f"engine {name!r} cannot be imported ({error}): pip install the package that brings it"
             ) from error
-        from ase.calculators.calculator import names
+        from ase.calculators.names import names
 
         hint = nearest(name, [*_ENGINES, *names])
         raise ConfigError(f"unknown engine {name!r}{hint} or give module:Class of a calculator") from error
 
 
 def _known_to_ase(name: str) -> bool:
-    from ase.calculators.calculator import names
+    from ase.calculators.names import names
 
     return name in names
 

@@ -51,12 +51,15 @@ class Journal:
             self._file.close()
             raise DataError(f"{path}: another process is writing it; wait for that run or stop it") from error
         self._synced = time.monotonic()
-        lines = self._read_and_cut()
-        if not lines:
-            self.append(header)
-            lines = [header]
-        self.header: dict[str, Any] = lines[0]
-        self.entries: list[dict[str, Any]] = lines[1:]
+        try:
+            lines = self._read_and_cut()
+            self.header: dict[str, Any] = lines[0] if lines else header
+            self.entries: list[dict[str, Any]] = lines[1:]
+            if not lines:
+                self.append(header)
+        except BaseException:
+            self._file.close()
+            raise
 
     def __enter__(self) -> Journal:
         return self

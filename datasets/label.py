@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from ffpretrain.datasets.engines import Engine, create_engine, open_engine
+from ffpretrain.datasets.engines import Engine, create_engine, one_thread, open_engine
 from ffpretrain.datasets.frames import DatasetMetadata, Frame
 from ffpretrain.datasets.journal import Journal, frame_from_json, frame_to_json
 from ffpretrain.datasets.sampling import (
@@ -122,12 +122,13 @@ def label_dataset(
     run = _Run(Path(out), recipe, metadata, like, report)
     try:
         if run.done < n:
-            _check_start(atoms, engine)
-            sampler = create_sampler(atoms, sampling, np.random.default_rng(seed), report)
-            run.label(sampler, atoms, n, _bar(progress, run.done, n))
+            with one_thread():
+                _check_start(atoms, engine)
+                sampler = create_sampler(atoms, sampling, np.random.default_rng(seed), report)
+                run.label(sampler, atoms, n, _bar(progress, run.done, n))
         return run.finish()
     finally:
-        run.journal.close()
+        run.leave()
 
 
 class _Run:
@@ -180,9 +181,7 @@ class _Run:
                     frame = _label(work, sampler.next(), self.like, self.recipe["precision"])
                 except EngineFailure as error:
                     failures.append(str(error))
-                    self.report(
-                        f"frame {self.done}: the engine failed ({error}); another geometry takes its place"
-                    )
+                    self.report(f"frame {self.done}: the engine failed ({error}); sampling another geometry")
                     if len(failures) >= MAX_FAILURES:
                         raise DataError(
                             f"the engine failed {MAX_FAILURES} times in a row, last: {error}; try a lower "
@@ -194,6 +193,13 @@ class _Run:
                 self.journal.entries.append(entry)
                 failures = []
                 advance()
+
+    def leave(self) -> None:
+        """Let go of the journal; one without a frame is deleted."""
+        if self.journal.entries:
+            self.journal.close()
+        else:
+            self.journal.remove()
 
     def finish(self) -> FrameStore:
         """Write the store from what was there and the journal, and remove the journal."""
@@ -238,13 +244,13 @@ def _template(atoms: Atoms, charge: int, spin: int) -> Frame:
 
 
 def _check_start(atoms: Atoms, engine: Engine) -> None:
-    from ase.calculators.calculator import PropertyNotImplementedError
-
+    """Refuse a structure that the engine cannot compute, whatever it raises for it, before any sampling."""
     try:
         with engine_errors():
             atoms.get_forces()
-    except (EngineFailure, PropertyNotImplementedError) as error:
-        raise DataError(f"engine {engine.name!r} fails on the structure given: {error}") from error
+    except (EngineFailure, NotImplementedError, RuntimeError, ValueError, KeyError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise DataError(f"engine {engine.name!r} fails on the structure given: {lines[0]}") from error
 
 
 def _label(atoms: Atoms, positions: Positions, like: Frame, precision: str) -> Frame:

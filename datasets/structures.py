@@ -46,7 +46,7 @@ def _read_one(file: Path, index: int | None) -> tuple[Atoms, str]:
     try:
         if filetype(str(file)) in ("trj", "bundletrajectory"):
             raise DataError(f"{file}: this format is read by running pickled code; convert it to xyz")
-        images = read(file, index=":")
+        images: list[Atoms] = read(file, index=":")  # type: ignore[assignment]
     except DataError:
         raise
     except Exception as error:  # ASE's readers raise anything at all on a damaged file

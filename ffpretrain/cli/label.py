@@ -9,30 +9,31 @@ import typer
 
 
 def label(
-    structure: Annotated[str, typer.Argument(help="File that ASE reads; file@2 for the third of several.")],
-    out: Annotated[Path, typer.Option(help="Frame store to make, continue or extend.")] = Path("labels.h5"),
-    engine: Annotated[
-        str, typer.Option(help="gfn2, gfn1, emt, lj, a name that ASE knows, or module:Class.")
-    ] = "gfn2",
-    n: Annotated[int, typer.Option(help="Frames in the store at the end.")] = 200,
-    method: Annotated[str, typer.Option(help="dynamics, normal-modes or gaussian.")] = "dynamics",
-    temperature: Annotated[float, typer.Option(help="K, for dynamics and normal-modes.")] = 500.0,
-    seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
-    spacing: Annotated[float, typer.Option(help="fs between two frames of dynamics.")] = 40.0,
-    equilibration: Annotated[float, typer.Option(help="fs of dynamics before the first frame.")] = 2000.0,
-    timestep: Annotated[float, typer.Option(help="fs, of dynamics.")] = 0.5,
-    friction: Annotated[float, typer.Option(help="1/fs, of the thermostat.")] = 0.01,
-    std: Annotated[float, typer.Option(help="Å, for gaussian.")] = 0.05,
-    lowest_mode: Annotated[float, typer.Option(help="1/cm, for normal-modes: lower ones stay out.")] = 50.0,
-    charge: Annotated[int | None, typer.Option(help="In e; else the file's, or 0.")] = None,
-    spin: Annotated[int | None, typer.Option(help="2S + 1; else the file's, or 1.")] = None,
-    engine_option: Annotated[list[str] | None, typer.Option(help="key=value for the engine.")] = None,
-    precision: Annotated[str, typer.Option(help="Of positions and forces: float32, float64.")] = "float32",
-    name: Annotated[str | None, typer.Option(help="Name of the dataset.")] = None,
-    licence: Annotated[str | None, typer.Option(help="Licence of the data.")] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    structure: Annotated[str, typer.Argument(help="File that ASE reads; FILE@2 for its third structure.")],
+    out: Annotated[Path, typer.Option(help="Store to make or continue")] = Path("labels.h5"),
+    engine: Annotated[str, typer.Option(help="See above")] = "gfn2",
+    n: Annotated[int, typer.Option(help="Frames in the store at the end")] = 200,
+    method: Annotated[str, typer.Option(help="Or normal-modes, gaussian")] = "dynamics",
+    temperature: Annotated[float, typer.Option(help="K; not for gaussian")] = 500.0,
+    seed: Annotated[int, typer.Option(help="Of every random draw")] = 0,
+    spacing: Annotated[float, typer.Option(help="fs between frames of dynamics")] = 40.0,
+    equilibration: Annotated[float, typer.Option(help="fs before the first frame")] = 2000.0,
+    timestep: Annotated[float, typer.Option(help="fs, of dynamics")] = 0.5,
+    friction: Annotated[float, typer.Option(help="1/fs, of the thermostat")] = 0.01,
+    std: Annotated[float, typer.Option(help="Å, of gaussian displacements")] = 0.05,
+    lowest_mode: Annotated[float, typer.Option(help="1/cm; softer modes left out")] = 50.0,
+    charge: Annotated[int | None, typer.Option(help="In e [the file's, or 0]")] = None,
+    spin: Annotated[int | None, typer.Option(help="2S + 1 [the file's, or 1]")] = None,
+    engine_option: Annotated[list[str] | None, typer.Option(help="key=value for the engine")] = None,
+    precision: Annotated[str, typer.Option(help="float32 or float64")] = "float32",
+    name: Annotated[str | None, typer.Option(help="Name of the dataset")] = None,
+    licence: Annotated[str | None, typer.Option(help="Licence of the data")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON")] = False,
 ) -> None:
-    """Sample geometries of a structure and label them; the same command again continues or extends."""
+    """Sample geometries of a structure and label them; the same command again continues or extends.
+
+    An engine is gfn2, gfn1, emt, lj, a name that ASE knows, or module:Class.
+    """
     import json
     import time
 
@@ -64,7 +65,8 @@ def label(
             lowest_mode=lowest_mode,
         )
     except KeyboardInterrupt:
-        typer.echo(f"stopped; the frames so far are in {out}.part and the same command continues", err=True)
+        kept = f"; the frames so far are in {out}.part" if Path(f"{out}.part").exists() else ""
+        typer.echo(f"stopped{kept}; the same command continues", err=True)
         raise typer.Exit(130) from None
     result = _summary(store, out, time.monotonic() - begun)
     if json_output:
