@@ -3,7 +3,8 @@
 Between two near geometries a and b, dE = E_b - E_a must equal the work -(F_a + F_b)/2 · (x_b - x_a): the
 trapezoid rule, exact for a quadratic surface. Fitting dE = slope · work over many near pairs gives a slope
 near 1 where the labels agree; energies in meV give 1000, forces in Hartree/Bohr 51, forces of the wrong sign
--1. What is wrong by the same factor in energies and forces cannot be seen this way.
+-1. A wrong length unit cancels in the work and is seen from bond lengths instead; energies and forces that
+are wrong by the same factor cannot be seen.
 """
 
 from __future__ import annotations
@@ -15,13 +16,20 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from ffpretrain.datasets.frames import Dataset, Frame
+from ffpretrain.datasets.lengths import wrong_length_unit
 from numpy.typing import NDArray
 
 from ffpretrain.errors import DataError
 from ffpretrain.units import energy_unit, force_unit
 
 Verdict = Literal[
-    "consistent", "wrong scale", "wrong sign", "unrelated", "not enough near pairs", "no labels"
+    "consistent",
+    "wrong scale",
+    "wrong sign",
+    "wrong lengths",
+    "unrelated",
+    "not enough near pairs",
+    "no labels",
 ]
 
 MAX_FRAMES = 2000
@@ -57,6 +65,7 @@ _FORCE_MISTAKES = {
     "kj/mol/angstrom": "kJ/mol/Å",
 }
 _CANDIDATES_PER_PAIR = 10
+_FRAMES_FOR_LENGTHS = 20
 _MAX_DISTANCES = 2e7
 
 
@@ -112,7 +121,12 @@ def check_labels(dataset: Dataset, max_pairs: int = 300, seed: int = 0) -> Consi
     """
     if max_pairs < MIN_PAIRS:
         raise DataError(f"max_pairs={max_pairs} decides nothing; take at least {MIN_PAIRS}")
-    groups = _groups(dataset, seed)
+    frames = _sample(dataset, seed)
+    spread = np.linspace(0, len(frames) - 1, min(len(frames), _FRAMES_FOR_LENGTHS)).astype(int)
+    lengths = wrong_length_unit([frames[i] for i in spread])
+    if lengths is not None:
+        return _undecided("wrong lengths", f"atoms lie as if {lengths}: correct the length unit first")
+    groups = _groups(frames)
     if not groups:
         return _undecided(
             "no labels", "no frame has both an energy and forces, so there is nothing to compare"
@@ -132,14 +146,17 @@ def _undecided(verdict: Verdict, message: str, n_pairs: int = 0) -> ConsistencyR
     return ConsistencyReport(math.nan, math.nan, n_pairs, verdict, message)
 
 
-def _groups(dataset: Dataset, seed: int) -> list[list[Frame]]:
-    """Return labelled frames, sampled, grouped by what must be equal for energies to be comparable."""
+def _sample(dataset: Dataset, seed: int) -> list[Frame]:
     chosen = np.arange(len(dataset))
     if len(dataset) > MAX_FRAMES:
         chosen = np.sort(np.random.default_rng(seed).choice(len(dataset), MAX_FRAMES, replace=False))
+    return [dataset[int(index)] for index in chosen]
+
+
+def _groups(frames: list[Frame]) -> list[list[Frame]]:
+    """Return labelled frames, grouped by what must be equal for energies to be comparable."""
     groups: dict[tuple[object, ...], list[Frame]] = {}
-    for index in chosen:
-        frame = dataset[int(index)]
+    for frame in frames:
         if frame.energy is None or frame.forces is None:
             continue
         cell = b"" if frame.cell is None else np.round(frame.cell, 6).tobytes()

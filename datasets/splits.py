@@ -61,7 +61,7 @@ class Splits:
             shared = np.intersect1d(getattr(self, one), getattr(self, other))
             if len(shared):
                 raise DataError(
-                    f"splits: {one!r} and {other!r} share {len(shared)} frames, the first is frame {shared[0]}; "
+                    f"splits: {one!r} and {other!r} share {len(shared)} frames, first frame {shared[0]}; "
                     "make the parts disjoint"
                 )
 
