@@ -51,6 +51,7 @@ class FrameStore(Dataset):
         self.path = existing_file(path, "frame store")
         self._file: h5py.File | None = None
         self._owner = 0
+        self._open: dict[str, h5py.Dataset] = {}
         self._memory: dict[str, NDArray[Any]] = {}
         try:
             file = self._handle()
@@ -87,7 +88,7 @@ class FrameStore(Dataset):
         """Close the file; it opens again by itself at the next read."""
         if self._file is not None and self._owner == os.getpid():
             self._file.close()
-        self._file = None
+        self._file, self._open = None, {}
 
     def __enter__(self) -> FrameStore:
         return self
@@ -96,12 +97,12 @@ class FrameStore(Dataset):
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None}
+        return {**self.__dict__, "_file": None, "_open": {}}
 
     def _handle(self) -> h5py.File:
         # an HDF5 handle must not cross a fork: each process opens the file for itself
         if self._file is None or self._owner != os.getpid():
-            self._file, self._owner = h5py.File(self.path, "r"), os.getpid()
+            self._file, self._owner, self._open = h5py.File(self.path, "r"), os.getpid(), {}
         return self._file
 
     def _check_format(self, file: h5py.File) -> None:
@@ -136,7 +137,10 @@ class FrameStore(Dataset):
 
     def _slice(self, name: str, start: int, stop: int) -> NDArray[Any]:
         if not self._keep:
-            return np.asarray(self._handle()[name][start:stop])
+            file = self._handle()
+            if name not in self._open:  # looking a dataset up costs as much as reading from it
+                self._open[name] = file[name]
+            return np.asarray(self._open[name][start:stop])
         if name not in self._memory:
             self._memory[name] = self._handle()[name][...]
         return self._memory[name][start:stop]
