@@ -73,9 +73,12 @@ def read_npz(path: Path, wanted: Iterable[str] | None = None) -> dict[str, NDArr
     arrays: dict[str, NDArray[Any]] = {}
     key = None
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not hasattr(archive, "files"):
-                raise DataError(f"{path}: is a single .npy array, an .npz archive was expected")
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise DataError(
+                f"{path}: is a single .npy array, an .npz archive was expected; save it with np.savez"
+            )
+        with loaded as archive:
             keys = archive.files if wanted is None else [k for k in wanted if k in archive.files]
             for key in keys:
                 arrays[key] = archive[key]
