@@ -1,0 +1,323 @@
+"""From a potential to a model file and back.
+
+The card is the one place of truth for everything but the weights: scale, shift and reference energies stand
+in it as decimal numbers that read back to the same float64, and are not stored as tensors.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ffpretrain import zoo
+from ffpretrain._version import __version__
+from ffpretrain.artifacts.card import ModelCard, parse_card
+from ffpretrain.artifacts.files import FORMAT, card_of, open_model_file, read_header, write_file
+from ffpretrain.artifacts.upgrades import FORMAT_VERSION
+from ffpretrain.backbones import backbone_class, create_backbone
+from ffpretrain.errors import ArtifactError, ConfigError, UserError
+from ffpretrain.heads import EnergyHead
+from ffpretrain.potential import Potential
+
+_HEADS = {"energy": EnergyHead}
+# buffers that the card holds
+_IN_CARD = {"scale", "shift", "reference", "known"}
+_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def make_card(potential: Potential, name: str, **fields: Any) -> ModelCard:
+    """Return a card for a potential.
+
+    Args:
+        potential: what describes the network (backbone, head, elements, cutoff, scale, reference energies) is
+            taken from it.
+        name: of the model.
+        **fields: the other fields of :class:`~ffpretrain.artifacts.ModelCard`.
+
+    Raises:
+        ArtifactError: an unknown or wrong field, one that the potential decides, or a potential that no file
+            could rebuild.
+    """
+    network = _network_fields(potential)
+    for key in fields:
+        if key in network:
+            raise ArtifactError(f"card of {name!r}: {key} is taken from the potential; leave it out")
+    return parse_card({"name": name, **fields, **network}, f"card of {name!r}")
+
+
+def save_potential(potential: Potential, path: str | Path, card: ModelCard) -> Path:
+    """Write a potential to one ``.safetensors`` file, in one step.
+
+    The same weights and card give the same bytes. Weights are stored in the precision they have.
+
+    Args:
+        potential: of :class:`~ffpretrain.potential.Potential` itself, on any device.
+        path: of the file, ending in ``.safetensors``; its folder is made where absent.
+        card: what is known of the model. The fields that describe the network and the versions are written as
+            the potential and this package have them.
+
+    Returns:
+        The path.
+
+    Raises:
+        ArtifactError: another ending, a potential that no file could rebuild, weights that are not finite or
+            of mixed precision, a card that does not fit, or a place that cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ArtifactError(f"{path}: a model file ends in .safetensors; name it {path.name}.safetensors")
+    complete = parse_card({**card.model_dump(), **_network_fields(potential)}, str(path))
+    # clones: the format refuses tensors that share memory
+    state = {
+        name: tensor.detach().cpu().contiguous().clone() for name, tensor in _network_state(potential).items()
+    }
+    _check_numbers(state, str(path))
+    metadata = {"format": FORMAT, "card": complete.to_json()}
+    write_file(path, _sorted_header(safetensors.torch.save(state, metadata)))
+    return path
+
+
+def load_potential(
+    model: str | Path | Potential,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | str | None = None,
+    *,
+    trainable: bool = False,
+) -> Potential:
+    """Return a potential in eval mode. Nothing in the file is executed.
+
+    Args:
+        model: a name of :func:`~ffpretrain.zoo.list_models`, the path of a model file, or a potential. A
+            potential is returned itself where it already is in eval mode, on the device and of the precision;
+            otherwise a copy is, and the one given stays as it was.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"`` for a GPU where there is one.
+        dtype: precision of the network: ``"float32"``, ``"float64"`` or the torch type; None keeps that of
+            the file. Scale, reference energies and sums are float64 always.
+        trainable: let gradients flow to the weights, to train further (after ``.train()``); off, dynamics do
+            not spend time on them. Does not apply to a potential that is given.
+
+    Raises:
+        ArtifactError: an unknown name (the nearest are named), or a file that is missing, damaged, of another
+            kind, newer than this package, or that contradicts its card.
+        ConfigError: an unknown device or precision, or a device that is absent.
+    """
+    target, precision = resolve_device(device), _resolve_dtype(dtype)
+    if isinstance(model, Potential):
+        return _adopt(model, target, precision)
+    path, name = zoo.locate(model)
+    blob = _read(path) if name is None else zoo.read_model(name)
+    where = str(path)
+    header = read_header(io.BytesIO(blob), len(blob), where)
+    potential = _build(card_of(header, where), where)
+    _fill(potential, blob, where)
+    potential.eval()
+    if not trainable:
+        potential.requires_grad_(False)
+    return potential.to(target, precision)
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Return the device of a name; ``"auto"`` is the first CUDA GPU, or the CPU where there is none.
+
+    Raises:
+        ConfigError: not a device, one without float64 arithmetic, or one that this machine does not have.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(f"unknown device {device!r}; give auto, cpu, cuda or cuda:N") from error
+    if chosen.type == "cpu":
+        return chosen
+    if chosen.type != "cuda":
+        raise ConfigError(
+            f"device {str(device)!r} is not supported (energies need float64); give auto, cpu, cuda or cuda:N"
+        )
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if (chosen.index or 0) >= count:
+        found = f"{count} CUDA GPUs" if count else "no CUDA GPU"
+        raise ConfigError(f"device {str(device)!r} is absent: torch finds {found} here; use device='cpu'")
+    return chosen
+
+
+def _resolve_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    chosen = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if dtype is not None and chosen not in _DTYPES.values():
+        raise ConfigError(f"unknown precision {dtype!r}; give 'float32' or 'float64'")
+    return chosen
+
+
+def _adopt(potential: Potential, device: torch.device, dtype: torch.dtype | None) -> Potential:
+    """Return the potential itself where it fits, else a copy in eval mode, moved and cast."""
+    here = potential.scale.device
+    same_device = here.type == device.type and device.index in (None, here.index)
+    if same_device and dtype in (None, potential.dtype) and not potential.training:
+        return potential
+    return copy.deepcopy(potential).eval().to(device, dtype)
+
+
+def _read(path: Path) -> bytes:
+    with open_model_file(path) as file:
+        return file.read()
+
+
+def _network_fields(potential: Potential) -> dict[str, Any]:
+    """Return the card's fields that the potential decides.
+
+    Raises:
+        ArtifactError: a class, backbone or head that loading could not rebuild.
+    """
+    if type(potential) is not Potential:
+        raise ArtifactError(
+            f"only a Potential can be saved, not {type(potential).__name__}; unwrap compiled modules first"
+        )
+    backbone = potential.backbone
+    name = getattr(backbone, "name", None)
+    if name is None or backbone_class(name) is not type(backbone):
+        raise ArtifactError(
+            f"backbone {type(backbone).__name__} has no name in the registry, so no file could rebuild it; "
+            "register it under the entry points ffpretrain.backbones"
+        )
+    heads = [head for head, cls in _HEADS.items() if cls is type(potential.head)]
+    if not heads:
+        raise ArtifactError(
+            f"a {type(potential.head).__name__} cannot be saved; known heads: {', '.join(_HEADS)}"
+        )
+    reference = potential.reference.tolist()
+    known = potential.elements
+    return {
+        "format_version": FORMAT_VERSION,
+        "package_version": __version__,
+        "backbone": {"name": name, "options": _as_json(backbone.config, f"the options of backbone {name!r}")},
+        "head": {"name": heads[0], "options": {}},
+        "elements": known,
+        "cutoff": backbone.cutoff,
+        "energy_scale": potential.scale.item(),
+        "energy_shift": potential.shift.item(),
+        "reference_energies": {z: e for z, e in enumerate(reference) if z in known or e != 0.0},
+    }
+
+
+def _as_json(value: Any, what: str) -> Any:
+    """Return a value as JSON would read it back."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"{what} cannot be written as JSON ({error}); use plain numbers and text"
+        ) from error
+
+
+def _network_state(potential: Potential) -> dict[str, Tensor]:
+    """Return the tensors that a file holds: weights and buffers of backbone and head."""
+    return {name: tensor for name, tensor in potential.state_dict().items() if name not in _IN_CARD}
+
+
+def _sorted_header(blob: bytes) -> bytes:
+    """Write the header again with sorted keys; safetensors leaves the order of the metadata to chance."""
+    start = 8 + int.from_bytes(blob[:8], "little")
+    header = json.dumps(json.loads(blob[8:start]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + blob[start:]
+
+
+def _build(card: ModelCard, where: str) -> Potential:
+    """Build the network a card describes, with weights that are to be replaced."""
+    if card.head.name not in _HEADS:
+        raise ArtifactError(
+            f"{where}: unknown head {card.head.name!r}; upgrade with: pip install -U ffpretrain"
+        )
+    try:
+        # the fresh weights must not advance the caller's random numbers, nor land on their default device
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            backbone = create_backbone(card.backbone.name, **card.backbone.options)
+            head = _HEADS[card.head.name](backbone.n_features, backbone.has_vectors, **card.head.options)
+            potential = Potential(
+                backbone,
+                head,
+                scale=card.energy_scale,
+                shift=card.energy_shift,
+                reference_energies=card.reference_energies,
+                elements=card.elements,
+                card=card,
+            )
+    except UserError as error:
+        raise ArtifactError(f"{where}: its network cannot be built: {error}") from error
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ArtifactError(
+            f"{where}: the options in its card build no network ({reason}); the file is damaged"
+        ) from error
+    if backbone.cutoff != card.cutoff:
+        raise ArtifactError(
+            f"{where}: the card says cutoff {card.cutoff} and the backbone has {backbone.cutoff}; "
+            "the file contradicts itself: export it again"
+        )
+    return potential
+
+
+def _fill(potential: Potential, blob: bytes, where: str) -> None:
+    """Load the weights, in the precision they are stored in, after checking them against the network."""
+    try:
+        stored = safetensors.torch.load(blob)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ArtifactError(
+            f"{where}: its weights are damaged ({error}); copy or download the file again"
+        ) from error
+    wanted = _network_state(potential)
+    problems = [
+        *_listed("missing", wanted.keys() - stored.keys()),
+        *_listed("unexpected", stored.keys() - wanted.keys()),
+        *_listed(
+            "of another shape or type",
+            (name for name in wanted.keys() & stored.keys() if not _alike(wanted[name], stored[name])),
+        ),
+    ]
+    if problems:
+        raise ArtifactError(
+            f"{where}: the weights do not fit the network of its card: {'; '.join(problems)}; "
+            "the file is damaged or was made by another version of the backbone"
+        )
+    precision = _check_numbers(stored, where)
+    potential.to(precision).load_state_dict(stored, strict=False)
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    same_type = a.dtype == b.dtype or (a.is_floating_point() and b.is_floating_point())
+    return a.shape == b.shape and same_type
+
+
+def _listed(what: str, names: Iterable[str]) -> list[str]:
+    """Return ``["what: first, second, third and n more"]``, or nothing where there are no names."""
+    found = sorted(names)
+    if not found:
+        return []
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return [f"{what}: {', '.join(found[:3])}{more}"]
+
+
+def _check_numbers(state: Mapping[str, Tensor], where: str) -> torch.dtype:
+    """Return the precision of the weights.
+
+    Raises:
+        ArtifactError: values that are not finite, or weights that are not all float32 or all float64.
+    """
+    floating = {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
+    precisions = {tensor.dtype for tensor in floating.values()}
+    if len(precisions) != 1 or not precisions <= set(_DTYPES.values()):
+        found = ", ".join(sorted(str(p).removeprefix("torch.") for p in precisions)) or "none"
+        raise ArtifactError(f"{where}: weights must be all float32 or all float64, found {found}; cast them")
+    bad = _listed("in", (name for name, tensor in floating.items() if not bool(torch.isfinite(tensor).all())))
+    if bad:
+        raise ArtifactError(f"{where}: weights are NaN or infinite {bad[0]}; take an earlier checkpoint")
+    return precisions.pop()
