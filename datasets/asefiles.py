@@ -134,7 +134,9 @@ class DatabaseDataset(Dataset):
         where = f"{self.path} row {self._ids[index]}"
         try:
             row = _connect(self.path).get(id=self._ids[index])
-            atoms, extra = row.toatoms(), {**row.key_value_pairs, **row.data}
+            # a stored key "charge" is hidden behind a property of the row, which sums initial charges
+            stored = {key: vars(row)[key] for key in row.key_value_pairs if key in vars(row)}
+            atoms, extra = row.toatoms(), {**stored, **row.data}
         except Exception as error:  # damaged rows fail in many ways inside ASE and SQLite
             raise DataError(f"{where}: is damaged ({_brief(error)}); copy the file again") from error
         return frame_from_atoms(atoms, where, self.keys, extra)

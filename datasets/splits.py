@@ -255,9 +255,8 @@ def _indices(values: Any, part: str, n_frames: int | None) -> NDArray[np.int64]:
         )
     if unique[0] < 0 or (n_frames is not None and unique[-1] >= n_frames):
         bad = unique[0] if unique[0] < 0 else unique[-1]
-        raise DataError(
-            f"splits: {part!r} names frame {bad}, the dataset has {n_frames} frames; correct the index"
-        )
+        last = "" if n_frames is None else f", the last is {n_frames - 1}"
+        raise DataError(f"splits: {part!r} names frame {bad}, which does not exist{last}; correct the index")
     return indices
 
 

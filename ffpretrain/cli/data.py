@@ -167,15 +167,21 @@ def download(
     from ffpretrain.datasets.download import download as fetch
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks: dict[str, Any] = {}
+    bars = Progress(*columns, console=Console(stderr=True), transient=True)
+    tasks: dict[str, Any] = {}
 
-        def advance(file: str, done: int, expected: int | None) -> None:
-            if file not in tasks:
-                tasks[file] = bars.add_task(file, total=expected)
-            bars.update(tasks[file], completed=done)
+    def advance(file: str, done: int, expected: int | None) -> None:
+        if not tasks:
+            bars.start()
+        if file not in tasks:
+            tasks[file] = bars.add_task(file, total=expected)
+        bars.update(tasks[file], completed=done)
 
+    try:
         files = fetch(name, root, advance)
+    finally:
+        if tasks:
+            bars.stop()
     for file in files:
         state = "downloaded" if file.fetched else "in place"
         resumed = f", resumed after {file.resumed_from:,} bytes" if file.resumed_from else ""
