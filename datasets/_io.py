@@ -89,6 +89,19 @@ def read_npz(path: Path, wanted: Iterable[str] | None = None) -> dict[str, NDArr
     return arrays
 
 
+def check_real(file: object, arrays: dict[str, NDArray[Any]], keys: Iterable[str]) -> None:
+    """Refuse arrays that do not hold real numbers (text, complex numbers, dates).
+
+    Raises:
+        DataError: an array of that name is there and is of another type.
+    """
+    for key in keys:
+        if key in arrays and arrays[key].dtype.kind not in "fiub":
+            raise DataError(
+                f"{file}: array {key!r} is {arrays[key].dtype}, expected numbers; repair the file"
+            )
+
+
 def npz_keys(path: Path) -> list[str]:
     """Return the names of the arrays of an ``.npz`` file without reading them.
 

@@ -120,6 +120,11 @@ class Dataset(Sequence[Frame]):
                 raise IndexError(f"frame {index} of a dataset of {len(self)} frames")
             return self._frame(position)
         chosen = np.arange(len(self))[index] if isinstance(index, slice) else np.asarray(index)
+        if chosen.dtype == bool:
+            # a mask selects, as it does in NumPy; read as integers it would give frames 0 and 1 over and over
+            if chosen.shape != (len(self),):
+                raise IndexError(f"a mask of shape {chosen.shape} for a dataset of {len(self)} frames")
+            chosen = np.flatnonzero(chosen)
         return Subset(self, chosen)
 
 

@@ -117,7 +117,7 @@ def open_qm7x(path: str | os.PathLike[str]) -> Dataset:
 
 def efrz_dataset(
     file: object,
-    arrays: Mapping[str, NDArray[Any]],
+    arrays: dict[str, NDArray[Any]],
     units: LabelUnits,
     metadata: DatasetMetadata,
     lattice: LatticeLayout | None = None,
@@ -137,9 +137,7 @@ def efrz_dataset(
     for key in ("z", "R", "F"):
         if key not in arrays:
             raise DataError(f"{file}: has no array {key!r}, so it is no E, F, R, z file")
-    for key in ("R", "F", "E"):
-        if key in arrays and not np.issubdtype(arrays[key].dtype, np.number):
-            raise DataError(f"{file}: array {key!r} is {arrays[key].dtype}, expected numbers")
+    _io.check_real(file, arrays, ("R", "F", "E", "lattice"))
     return ArrayDataset(
         file,
         arrays["z"],

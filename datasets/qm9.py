@@ -228,6 +228,7 @@ def _open_npz(file: Path, include_uncharacterized: bool) -> Qm9Dataset:
         missing.append("uncharacterized")
     if missing:
         raise DataError(f"{file}: has no array {missing[0]!r}, so it is no QM9 file of the known layout")
+    _io.check_real(file, arrays, keys)
     keep = np.arange(len(arrays["index"]))
     if not include_uncharacterized:
         keep = np.flatnonzero(~arrays["uncharacterized"].astype(bool))

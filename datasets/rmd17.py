@@ -182,6 +182,7 @@ def _load(path: Path, labels: str) -> dict[str, NDArray[Any]]:
     missing = [key for key in needed if key not in arrays]
     if missing:
         raise DataError(f"{path}: has no {missing[0]!r}, so it is no rMD17 file with {labels} labels")
+    _io.check_real(path, arrays, ("coords", energy_key, force_key))
     return arrays
 
 

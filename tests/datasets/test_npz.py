@@ -99,6 +99,17 @@ def test_frames_are_copies(shared_data: Path) -> None:
     np.testing.assert_array_equal(dataset[0].positions, first)
 
 
+def test_mask_selects_frames(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **rmd17(4))
+    dataset = open_dataset(tmp_path / "a.npz")
+    chosen = dataset[np.array([False, True, False, True])]
+    assert [frame.properties["old_index"] for frame in chosen] == [7, 21]
+    with pytest.raises(IndexError, match="mask"):
+        dataset[np.array([True])]
+    with pytest.raises(IndexError, match="frame 9 of a dataset of 4"):
+        dataset[[0, 9]]
+
+
 def archive(tmp_path: Path, n_frames: int = 6) -> Path:
     """Lay out the published archive with two splits."""
     (tmp_path / "rmd17" / "npz_data").mkdir(parents=True)
@@ -303,6 +314,7 @@ def changed(key: str, at: tuple[int, ...], value: float) -> dict[str, np.ndarray
         (rmd17(nuclear_charges=np.array([8, 1, 0])), "unknown element Z=0"),
         (rmd17(nuclear_charges=np.array([8.0, 1.0, 1.0])), "expected integers"),
         (rmd17(nuclear_charges=np.zeros(0, int), coords=np.zeros((6, 0, 3))), "has no atoms"),
+        (rmd17(energies=np.array(["low"] * 6)), "'energies' is <U3, expected numbers"),
         (rmd17(old_indices=np.arange(4)), "'old_index' has 4 entries"),
         ({"nuclear_charges": np.array([1]), "coords": np.zeros((1, 1, 3))}, "fit no known layout"),
     ],
