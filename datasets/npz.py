@@ -126,7 +126,7 @@ def efrz_dataset(
 
     Args:
         file: names the file in error messages.
-        arrays: ``R [F, n, 3]``, ``F [F, n, 3]``, ``z [n]`` or ``[F, n]``, and ``E [F]`` or ``[F, 1]``, if any.
+        arrays: ``R [F, n, 3]``, ``F [F, n, 3]``, ``z [n]`` or ``[F, n]``, ``E [F]`` or ``[F, 1]``.
         units: what the arrays are in.
         metadata: of the dataset.
         lattice: see :func:`open_sgdml`.
