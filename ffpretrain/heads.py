@@ -38,8 +38,10 @@ class GatedBlock(nn.Module):
 
     def forward(self, x: Tensor, vec: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Map scalars ``[N, F]`` and vectors ``[N, 3, F]`` to what the constructor asked for."""
-        # the small constant keeps the derivative of the norm finite for an atom without neighbours
-        norm = (self.norm_proj(vec).square().sum(-2) + 1e-12).sqrt()
+        # the constant keeps derivatives finite where vectors vanish (no neighbours, or symmetry); its root
+        # lies above what rounding leaves of a vector that should be zero, which would else point anywhere
+        smooth = 1e-24 if vec.dtype == torch.float64 else 1e-12
+        norm = (self.norm_proj(vec).square().sum(-2) + smooth).sqrt()
         out = self.out(functional.silu(self.hidden(torch.cat([x, norm], dim=-1))))
         scalars = out[..., : self.n_out] if self.scalars else None
         if scalars is not None and self.activate:
@@ -52,8 +54,8 @@ class GatedBlock(nn.Module):
 class EnergyHead(nn.Module):
     """Atomic energies from features.
 
-    Backbones with vectors get two gated blocks, as TorchMD-Net's ``EquivariantScalar``; the others a two-layer
-    perceptron.
+    Backbones with vectors get two gated blocks, as TorchMD-Net's ``EquivariantScalar``; the others a
+    two-layer perceptron.
 
     Args:
         n_features: F of the backbone.

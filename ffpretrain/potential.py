@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ffpretrain.backbones.base import Backbone, Features
-from ffpretrain.errors import UnsupportedInputError
+from ffpretrain.errors import ConfigError, UnsupportedInputError
 from ffpretrain.graphs import Graph
 from ffpretrain.heads import EnergyHead
 
@@ -18,20 +18,30 @@ if TYPE_CHECKING:
 
 
 class Potential(nn.Module):
-    """Conservative potential ``E = scale * sum_i e_i + sum_i E_ref(z_i)``, ``F = -dE/dx``.
+    """Conservative potential ``E = scale * sum_i e_i + sum_i E_ref(z_i) + shift``, ``F = -dE/dx``.
 
-    The network's part is computed in the precision of its weights; the scale, the reference energies and the
-    sum over atoms are float64, so that differences of 1e-5 eV survive on totals of -20,000 eV.
+    The network's part is computed in the precision of its weights; the scale, the reference energies, the
+    shift and the sum over atoms are float64, so that differences of 1e-5 eV survive on totals of -20,000 eV.
 
     Args:
         backbone: any backbone.
         head: gives the atomic energies ``e_i``; None builds an :class:`~ffpretrain.heads.EnergyHead`.
         scale: eV per unit of the network's output.
+        shift: eV added once per structure, whatever its size. Only weights of other programs need it: with
+            it, two molecules far apart no longer have the sum of their energies.
         reference_energies: eV by atomic number; None leaves every reference at zero.
         elements: atomic numbers the model was trained on; others are refused. None takes those of
             ``reference_energies``, or accepts all that the embedding holds.
         card: what is known of a trained model.
+
+    Raises:
+        ConfigError: an element or reference energy for which the backbone has no embedding.
     """
+
+    scale: Tensor
+    shift: Tensor
+    reference: Tensor
+    known: Tensor
 
     def __init__(
         self,
@@ -39,6 +49,7 @@ class Potential(nn.Module):
         head: EnergyHead | None = None,
         *,
         scale: float = 1.0,
+        shift: float = 0.0,
         reference_energies: Mapping[int, float] | None = None,
         elements: list[int] | None = None,
         card: ModelCard | None = None,
@@ -47,20 +58,27 @@ class Potential(nn.Module):
         self.backbone = backbone
         self.head = head if head is not None else EnergyHead(backbone.n_features, backbone.has_vectors)
         self.card = card
+        if elements is None:
+            elements = list(reference_energies or range(1, backbone.max_z))
+        for number in {*elements, *(reference_energies or {})}:
+            if not 0 < number < backbone.max_z:
+                raise ConfigError(
+                    f"no embedding for atomic number {number}: the backbone's max_z={backbone.max_z} allows "
+                    f"1 to {backbone.max_z - 1}"
+                )
         reference = torch.zeros(backbone.max_z, dtype=torch.float64)
         for number, energy in (reference_energies or {}).items():
             reference[number] = energy
         known = torch.zeros(backbone.max_z, dtype=torch.bool)
-        if elements is None:
-            elements = list(reference_energies or range(1, backbone.max_z))
         known[elements] = True
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64))
+        self.register_buffer("shift", torch.tensor(shift, dtype=torch.float64))
         self.register_buffer("reference", reference)
         self.register_buffer("known", known)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Potential:
-        """Move and cast as any module, but keep scale and reference energies in float64."""
-        exact = {name: getattr(self, name) for name in ("scale", "reference")}
+        """Move and cast as any module, but keep scale, shift and reference energies in float64."""
+        exact = {name: getattr(self, name) for name in ("scale", "shift", "reference")}
         super()._apply(fn, recurse)
         for name, value in exact.items():
             setattr(self, name, value.to(getattr(self, name).device))
@@ -92,25 +110,27 @@ class Potential(nn.Module):
         Args:
             graph: positions in Å, complete up to the cutoff; best in float64.
             forces: differentiate; False returns energies only.
-            stress: None gives a stress where a cell is not zero.
+            stress: None gives a stress where a cell has a volume.
 
         Returns:
-            ``energy [B]`` eV float64, ``energies [N]`` eV float64, ``forces [N, 3]`` eV/Å in the precision of
-            ``graph.pos``, and for periodic graphs ``stress [B, 3, 3]`` eV/Å³ (positive under tension, as ASE).
+            ``energy [B]`` eV float64, ``energies [N]`` eV float64 (without the shift), ``forces [N, 3]`` eV/Å
+            in the precision of ``graph.pos``, and ``stress [B, 3, 3]`` eV/Å³ (positive under tension, as ASE;
+            zero for a structure whose cell has no volume). In training mode all can be differentiated again.
 
         Raises:
             UnsupportedInputError: an element the model never saw.
         """
         self.check_elements(graph.z)
-        periodic = bool((graph.cell != 0).any()) if stress is None else stress
+        volume = torch.linalg.det(graph.cell).abs()
+        periodic = bool((volume > 0).any()) if stress is None else stress
         create_graph = self.training and torch.is_grad_enabled()
-        with torch.enable_grad() if forces else torch.no_grad():
+        with torch.set_grad_enabled(forces or create_graph):
             pos = graph.pos if graph.pos.requires_grad else graph.pos.detach().requires_grad_(forces)
             strained, strain = graph._replace(pos=pos), None
             if forces and periodic:
                 strained, strain = _apply_strain(strained)
             energies = self.atomic_energies(self.backbone(strained), graph.z)
-            energy = energies.new_zeros(graph.n_graphs).index_add(0, graph.batch, energies)
+            energy = energies.new_zeros(graph.n_graphs).index_add(0, graph.batch, energies) + self.shift
             out = {"energy": energy, "energies": energies}
             if forces:
                 wanted = [pos] if strain is None else [pos, strain]
@@ -119,10 +139,9 @@ class Potential(nn.Module):
                 )
                 out["forces"] = -grads[0]
                 if strain is not None:
-                    volume = torch.linalg.det(graph.cell).abs()
-                    safe = torch.where(volume > 0, volume, torch.ones_like(volume))
+                    density = torch.where(volume > 0, 1 / volume.clamp(min=1e-12), 0.0)
                     symmetric = 0.5 * (grads[1] + grads[1].transpose(1, 2))
-                    out["stress"] = symmetric / safe.view(-1, 1, 1)
+                    out["stress"] = symmetric * density.view(-1, 1, 1)
         return out if create_graph else {key: value.detach() for key, value in out.items()}
 
     def atomic_energies(self, features: Features, z: Tensor) -> Tensor:

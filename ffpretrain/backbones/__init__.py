@@ -13,6 +13,7 @@ from ffpretrain.plugins import load_plugin, plugin_names
 __all__ = ["Backbone", "Features", "backbone_class", "create_backbone", "list_backbones"]
 
 _BUILT_IN = {
+    "painn": "ffpretrain.backbones.painn:PaiNN",
     "torchmd-et": "ffpretrain.backbones.torchmd_et:TorchMDET",
 }
 _GROUP = "ffpretrain.backbones"

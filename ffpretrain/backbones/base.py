@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ffpretrain.errors import ConfigError
 from ffpretrain.graphs import Graph
 from ffpretrain.pairs import EdgeList, Pairs
 
@@ -74,3 +75,18 @@ class Backbone(nn.Module, ABC):
             z: atomic numbers ``[N]``.
             pairs: as :class:`~ffpretrain.pairs.Pairs`.
         """
+
+
+def check_positive(name: str, **options: float) -> None:
+    """Refuse sizes that build no network.
+
+    Args:
+        name: the backbone's.
+        **options: option and value.
+
+    Raises:
+        ConfigError: a value is not above zero.
+    """
+    for option, value in options.items():
+        if not value > 0:
+            raise ConfigError(f"{name}: {option}={value} must be above zero")

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ffpretrain.errors import ConfigError
+
 
 def cosine_cutoff(distance: Tensor, cutoff: float) -> Tensor:
     """Return ``(cos(pi d / cutoff) + 1) / 2`` inside the cutoff and 0 beyond (Behler 2011).
@@ -41,3 +43,30 @@ class ExpNormalBasis(nn.Module):
         d = distance.unsqueeze(-1)
         bump = torch.exp(-self.betas * (torch.exp(-self.alpha * d) - self.means).square())
         return cosine_cutoff(d, self.cutoff) * bump
+
+
+class GaussianBasis(nn.Module):
+    """Gaussians as wide as the spacing of their centres, which run from zero to the cutoff (SchNet, 2017).
+
+    They do not vanish at the cutoff: what is made of them must be multiplied by a cutoff function.
+
+    Args:
+        n: number of functions K, at least 2.
+        cutoff: centre of the last function in Å.
+        trainable: whether centres and widths are learned.
+
+    Raises:
+        ConfigError: fewer than two functions.
+    """
+
+    def __init__(self, n: int, cutoff: float, trainable: bool = False) -> None:
+        super().__init__()
+        if n < 2:
+            raise ConfigError(f"rbf={n}: Gaussian radial functions need at least 2 centres")
+        centers = torch.linspace(0.0, cutoff, n)
+        self.centers = nn.Parameter(centers, requires_grad=trainable)
+        self.widths = nn.Parameter(torch.full((n,), cutoff / (n - 1)), requires_grad=trainable)
+
+    def forward(self, distance: Tensor) -> Tensor:
+        """Expand distances ``[...]`` in Å to ``[..., K]``."""
+        return torch.exp(-0.5 * ((distance.unsqueeze(-1) - self.centers) / self.widths).square())

@@ -7,16 +7,21 @@ first layer leaves out what multiplies the zero vector features it starts from.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ffpretrain.backbones.base import Backbone, Features
+from ffpretrain.backbones.base import Backbone, Features, check_positive
 from ffpretrain.backbones.radial import ExpNormalBasis, cosine_cutoff
+from ffpretrain.backbones.vector_norm import WhitenedNorm
 from ffpretrain.errors import ConfigError
 from ffpretrain.pairs import Pairs
+
+if TYPE_CHECKING:
+    from ffpretrain.potential import Potential
 
 
 class TorchMDET(Backbone):
@@ -33,9 +38,12 @@ class TorchMDET(Backbone):
         vector_cutoff: multiply the values by the cutoff function, so that energies are smooth where an atom
             crosses it. Upstream's default is off: then only the attention weight is cut off and the vector
             messages jump. Off is for reading published weights.
+        vec_norm: ``"none"``, or ``"whitened"`` for weights of forks that normalise the outgoing vectors in a
+            way that is not rotation-equivariant (:class:`~ffpretrain.backbones.vector_norm.WhitenedNorm`).
 
     Raises:
-        ConfigError: ``hidden`` is not a multiple of ``heads``.
+        ConfigError: ``hidden`` is not a multiple of ``heads``, a size is not positive, or an unknown
+            ``vec_norm``.
     """
 
     name: ClassVar[str] = "torchmd-et"
@@ -52,21 +60,28 @@ class TorchMDET(Backbone):
         max_z: int = 100,
         trainable_rbf: bool = True,
         vector_cutoff: bool = True,
+        vec_norm: str = "none",
     ) -> None:
+        check_positive(
+            "torchmd-et", hidden=hidden, layers=layers, heads=heads, rbf=rbf, cutoff=cutoff, max_z=max_z
+        )
         if hidden % heads:
             raise ConfigError(f"torchmd-et: hidden={hidden} is not a multiple of heads={heads}")
-        config = dict(
-            hidden=hidden,
-            layers=layers,
-            heads=heads,
-            rbf=rbf,
-            cutoff=cutoff,
-            max_z=max_z,
-            trainable_rbf=trainable_rbf,
-            vector_cutoff=vector_cutoff,
-        )
+        if vec_norm not in ("none", "whitened"):
+            raise ConfigError(f"torchmd-et: unknown vec_norm {vec_norm!r}; known: 'none', 'whitened'")
+        config = {
+            "hidden": hidden,
+            "layers": layers,
+            "heads": heads,
+            "rbf": rbf,
+            "cutoff": cutoff,
+            "max_z": max_z,
+            "trainable_rbf": trainable_rbf,
+            "vector_cutoff": vector_cutoff,
+            "vec_norm": vec_norm,
+        }
         super().__init__(cutoff, hidden, max_z, config)
-        self.smooth = vector_cutoff
+        self.smooth, self.heads = vector_cutoff, heads
         self.embedding = nn.Embedding(max_z, hidden)
         self.basis = ExpNormalBasis(rbf, cutoff, trainable_rbf)
         self.neighbor_embedding = NeighborEmbedding(hidden, rbf, max_z)
@@ -74,6 +89,7 @@ class TorchMDET(Backbone):
             EquivariantAttention(hidden, rbf, heads, vector_cutoff, first=i == 0) for i in range(layers)
         )
         self.out_norm = nn.LayerNorm(hidden)
+        self.out_norm_vec = WhitenedNorm(hidden) if vec_norm == "whitened" else None
 
     def encode(self, z: Tensor, pairs: Pairs) -> Features:
         """See :class:`~ffpretrain.backbones.base.Backbone`."""
@@ -85,6 +101,8 @@ class TorchMDET(Backbone):
         vec: Tensor | None = None
         for layer in self.layers:
             x, vec = layer(x, vec, pairs, basis, weight, direction)
+        if self.out_norm_vec is not None:
+            vec = self.out_norm_vec(vec)
         return Features(self.out_norm(x), vec)
 
 
@@ -98,7 +116,7 @@ class NeighborEmbedding(nn.Module):
         self.combine = _linear(2 * hidden, hidden)
 
     def forward(self, z: Tensor, x: Tensor, pairs: Pairs, basis: Tensor, weight: Tensor) -> Tensor:
-        """Combine ``x [N, F]`` with the filtered sum over neighbours; an atom is not its own neighbour here."""
+        """Combine ``x [N, F]`` with the filtered sum over neighbours; an atom is not its own here."""
         if pairs.other is not None:
             weight = weight * pairs.other.unsqueeze(-1)
         message = self.filter(basis) * weight * pairs.neighbor(self.embedding(z))
@@ -147,7 +165,8 @@ class EquivariantAttention(nn.Module):
         if self.vector_cutoff:
             value = value * weight
         else:
-            attention = attention * weight
+            # only the attention is cut off: pairs that a list keeps beyond the cutoff must not send vectors
+            attention, value = attention * weight, value * (weight > 0).to(value.dtype)
         new_x = self.out(pairs.sum(value[..., :f] * attention))
         value_d = value[..., f : 2 * f].unsqueeze(-2)
         if vec is None:
@@ -166,6 +185,41 @@ class EquivariantAttention(nn.Module):
         return functional.silu(heads).expand(*shape[:-1], self.heads, shape[-1] // self.heads).flatten(-2)
 
 
+def from_torchmd_net(
+    state_dict: Mapping[str, Tensor],
+    hparams: Mapping[str, Any],
+    *,
+    energy_unit: str = "eV",
+    length_unit: str = "angstrom",
+    elements: Sequence[int] | None = None,
+) -> Potential:
+    """Return a potential with the weights of a TorchMD-Net 3.1 equivariant transformer with scalar output.
+
+    Left out, because they multiply vector features that are zero or scale a vector that nothing reads: the
+    vector rows of the first layer's value projections, its vector projection and the first two thirds of its
+    output projection, and the vector part of the head's last block. TorchMD-Net's ``mean`` is added once per
+    structure and becomes :attr:`Potential.shift <ffpretrain.potential.Potential>`.
+
+    Args:
+        state_dict: of the model, or of the Lightning module (``model.`` before each key).
+        hparams: the checkpoint's ``hyper_parameters``.
+        energy_unit: what the weights predict, as the training data had it; TorchMD-Net does not record it.
+        length_unit: of the positions the weights were trained on.
+        elements: atomic numbers of the training data; None accepts all that the embedding holds.
+
+    Returns:
+        The potential in eval mode, in the precision of the weights.
+
+    Raises:
+        ArtifactError: hyper-parameters that this network cannot represent, keys missing or left over (all are
+            named), or shapes that contradict the hyper-parameters.
+        DataError: unknown unit.
+    """
+    from ffpretrain.backbones.torchmd_net_import import convert
+
+    return convert(state_dict, hparams, energy_unit=energy_unit, length_unit=length_unit, elements=elements)
+
+
 def _linear(n_in: int, n_out: int) -> nn.Linear:
     layer = nn.Linear(n_in, n_out)
     nn.init.xavier_uniform_(layer.weight)
@@ -174,7 +228,7 @@ def _linear(n_in: int, n_out: int) -> nn.Linear:
 
 
 def _stacked(n_in: int, width: int, blocks: list[int], published: list[int]) -> nn.Linear:
-    """One linear map made of several, each initialised as the published one of ``published[i] * width`` rows."""
+    """One linear map made of several, each initialised like the published one of ``published[i]`` blocks."""
     layer = nn.Linear(n_in, width * sum(blocks))
     start = 0
     for rows, full in zip(blocks, published, strict=True):
