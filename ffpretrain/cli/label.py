@@ -108,7 +108,8 @@ def _summary(store: object, out: Path, seconds: float) -> dict[str, object]:
     squares = np.concatenate([np.ravel(frame.forces) ** 2 for frame in store if frame.forces is not None])
     notes = store.notes["label"]
     return {
-        "schema": "ffpretrain.label/1",
+        "schema": "ffpretrain-label",
+        "version": 1,
         "path": str(out),
         "frames": len(store),
         "atoms": int(store.n_atoms[0]),

@@ -392,7 +392,8 @@ def test_command_line(
     assert run_cli(*words, "--out", "a.h5", "--json") == 0
     result = json.loads(capsys.readouterr().out)
     store = FrameStore("a.h5")
-    assert result["schema"] == "ffpretrain.label/1" and result["frames"] == len(store) == 4
+    assert (result["schema"], result["version"]) == ("ffpretrain-label", 1)
+    assert result["frames"] == len(store) == 4
     assert result["level_of_theory"] == "Lennard-Jones (sigma=0.8)"
     assert result["units"]["forces"] == "eV/angstrom"
     forces = np.array([frame.forces for frame in store])
