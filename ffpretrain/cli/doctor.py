@@ -273,7 +273,7 @@ def format_report(report: dict[str, Any]) -> list[str]:
         lines.append(f"  {package['name']:<20} {state}")
     lines += ["", "named models"]
     lines += [f"  {model['name']:<20} {model['error'] or 'verified'}" for model in report["models"]]
-    return lines
+    return lines if report["models"] else [*lines, "  none in this installation"]
 
 
 def _compile_line(result: dict[str, Any] | None) -> str:

@@ -13,8 +13,9 @@ import pytest
 
 import ffpretrain
 from ffpretrain import cli
+from ffpretrain.artifacts import Component, MeasuredErrors, ModelCard, Quantity
 from ffpretrain.cli import app as frame
-from ffpretrain.cli import doctor
+from ffpretrain.cli import doctor, models
 from ffpretrain.errors import ArtifactError, DataError, MissingDependencyError, NonFiniteError
 
 # What must not be loaded before a verb needs it.
@@ -179,11 +180,40 @@ def test_models_lists_the_named_models() -> None:
     assert text.returncode == 0, text.stderr
     answer = json.loads(ffpretrain_command("models", "--json").stdout)
     assert answer["schema"] == 1
-    assert answer["units"]["force_mae"] == "eV/Å"
     assert [model["name"] for model in answer["models"]] == ffpretrain.list_models()
+    assert {"ndem-aspirin", "ndem-ethanol"} <= set(ffpretrain.list_models())
     for model in answer["models"]:
         assert model["name"] in text.stdout
-        assert model["level_of_theory"]
+        assert model["level_of_theory"] in text.stdout
         assert model["elements"]
-        assert model["size_bytes"] <= 6 * 2**20
-        assert model["force_mae"] > 0
+        assert model["licence"]
+        assert 0 < model["size"] <= 6e6
+        assert model["force_mae"]
+
+
+def test_models_converts_errors_and_says_what_is_unknown() -> None:
+    card = ModelCard(
+        name="m",
+        backbone=Component(name="painn"),
+        elements=[1, 8],
+        cutoff=5.0,
+        compositions=["H2O"],
+        errors={
+            "test": MeasuredErrors(
+                dataset="water, test",
+                n_frames=10,
+                quantities={
+                    "forces_mae": Quantity(value=0.2, unit="kcal/mol/angstrom"),
+                    "energy_mae": Quantity(value=3.0, unit="meV"),
+                },
+            )
+        },
+    )
+    model = {**models.summarize(card), "size": 1_500_000}
+    assert model["elements"] == ["H", "O"]
+    assert model["force_mae"]["water, test"] == pytest.approx(0.2 * 0.0433641, rel=1e-5)
+    assert model["energy_mae"] == {"water, test": pytest.approx(0.003)}
+    text = "\n".join(models.format_model(model))
+    assert "8.7 meV/Å = 0.200 kcal/mol/Å on water, test" in text
+    assert "1.5 MB, licence not stated" in text
+    assert "H O in H2O" in text
