@@ -144,13 +144,14 @@ class ModelCard(_Strict):
     level_of_theory: str | None = None
     training_data: list[TrainingData] = Field(default_factory=list)
     compositions: list[str] | None = Field(
-        None, description="formulas in Hill order it was trained on; null where it is not tied to any"
+        default=None, description="formulas in Hill order it was trained on; null where it is not tied to any"
     )
     min_distance: float | None = Field(
-        None, gt=0, description="smallest distance of two atoms in the training data, angstrom"
+        default=None, gt=0, description="smallest distance of two atoms in the training data, angstrom"
     )
     pair_distances: dict[str, tuple[float, float]] | None = Field(
-        None, description="smallest and largest distance below the cutoff by pair, such as 'C-H', angstrom"
+        default=None,
+        description="smallest and largest distance below the cutoff by pair, such as 'C-H', angstrom",
     )
     objective: Component | None = None
     recipe: dict[str, JsonValue] | None = Field(default=None, description="the training recipe as it was run")

@@ -53,10 +53,12 @@ def open_model_file(path: Path) -> BinaryIO:
         inside = sorted(p.name for p in path.glob("*.safetensors"))
         hint = f"give {path / inside[0]}" if inside else "give a .safetensors file"
         raise ArtifactError(f"{path}: is a folder, not a model file; {hint}")
+    if not path.exists():
+        raise ArtifactError(f"{path}: no such model file; check the path")
+    if not path.is_file():
+        raise ArtifactError(f"{path}: is a device or pipe, not a model file; give a .safetensors file")
     try:
         return path.open("rb")
-    except FileNotFoundError:
-        raise ArtifactError(f"{path}: no such model file; check the path") from None
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read ({error.strerror or error}); check the file") from error
 
@@ -74,8 +76,11 @@ def read_header(file: BinaryIO, size: int, where: str) -> Header:
     """
     start = file.read(8)
     _refuse_pickles(start, where)
+    if size < 8:
+        raise _truncated(where, size, 8)
     length = int.from_bytes(start, "little")
-    if size < 8 or not 2 <= length <= _MAX_HEADER or (first := file.read(1)) not in (b"{", b""):
+    first = file.read(1)
+    if not 2 <= length <= _MAX_HEADER or first not in (b"{", b""):
         raise ArtifactError(f"{where}: is not a .safetensors model file; give one that ffpretrain wrote")
     if size < 8 + length:
         raise _truncated(where, size, 8 + length)
@@ -102,12 +107,17 @@ def _truncated(where: str, size: int, expected: int) -> ArtifactError:
 
 
 def _refuse_pickles(start: bytes, where: str) -> None:
-    """Refuse what only unpickling could read, by its first bytes: torch's archives and plain pickles."""
-    if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[1:2] in b"\x01\x02\x03\x04\x05"):
-        raise ArtifactError(
-            f"{where}: is a pickle (torch.save, a checkpoint), and reading it would run code from the file, "
-            "so it is refused; give the .safetensors file of the model"
-        )
+    """Refuse what only unpickling could read, by its first bytes: zip archives of torch and plain pickles."""
+    if start[:4] == b"PK\x03\x04":
+        kind = "a zip archive, as torch.save writes for checkpoints"
+    elif start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        kind = "a pickle"
+    else:
+        return
+    raise ArtifactError(
+        f"{where}: is {kind}; unpickling runs code from the file, so it is refused: "
+        "give the model's .safetensors file"
+    )
 
 
 def card_of(header: Header, where: str) -> ModelCard:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -145,8 +146,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
         )
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if (chosen.index or 0) >= count:
-        found = f"{count} CUDA GPUs" if count else "no CUDA GPU"
-        raise ConfigError(f"device {str(device)!r} is absent: torch finds {found} here; use device='cpu'")
+        found = f"only {count} CUDA GPU{'s' * (count > 1)}" if count else "no CUDA GPU"
+        raise ConfigError(f"device {str(device)!r} is absent: torch finds {found} here; use device='auto'")
     return chosen
 
 
@@ -167,7 +168,10 @@ def _adopt(potential: Potential, device: torch.device, dtype: torch.dtype | None
 
 
 def _read(path: Path) -> bytes:
+    """Return a file's content; one whose header is no model's is refused before the rest is read."""
     with open_model_file(path) as file:
+        read_header(file, os.fstat(file.fileno()).st_size, str(path))
+        file.seek(0)
         return file.read()
 
 

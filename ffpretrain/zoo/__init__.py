@@ -123,9 +123,7 @@ def register_model(name: str, path: str | os.PathLike[str]) -> Entry:
     card = load_potential(os.fspath(path)).card
     if card is None or card.name != name:
         said = None if card is None else card.name
-        raise ArtifactError(
-            f"{path}: its card says the model is called {said!r}, not {name!r}; export it anew"
-        )
+        raise ArtifactError(f"{path}: its card calls the model {said!r}, not {name!r}; export it anew")
     with open_model_file(Path(path)) as file:
         content = file.read()
     entry = Entry(f"{name}.safetensors", hashlib.sha256(content).hexdigest(), card.description)
