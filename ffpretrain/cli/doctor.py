@@ -230,22 +230,38 @@ def check_cache() -> dict[str, Any]:
 
 
 def check_models() -> list[dict[str, Any]]:
-    """Load every named model, which verifies its checksum.
+    """Load every named model, which verifies its checksum, and evaluate its reference molecule once.
 
     Returns:
-        for each model its name, whether it is whole, and the error where it is not.
+        for each model its name, whether it is whole, the way it was evaluated (None where its card has no
+        reference geometry), and the error where something failed.
     """
-    from ffpretrain.artifacts import load_potential
     from ffpretrain.zoo import list_models
 
     results: list[dict[str, Any]] = []
     for name in list_models():
+        result = {"name": name, "verified": False, "path": None, "error": None}
         try:
-            load_potential(name)
-            results.append({"name": name, "verified": True, "error": None})
+            result["path"] = _evaluate_once(name)
+            result["verified"] = True
         except (UserError, OSError) as error:
-            results.append({"name": name, "verified": False, "error": str(error)})
+            result["error"] = str(error)
+        results.append(result)
     return results
+
+
+def _evaluate_once(name: str) -> str | None:
+    """Return how a model's reference molecule is evaluated, such as ``dense float32 cpu``."""
+    from ffpretrain.artifacts import load_potential
+    from ffpretrain.md.runtime import Runtime
+
+    potential = load_potential(name)
+    geometry = potential.card.reference_geometry if potential.card is not None else None
+    if geometry is None:
+        return None
+    atoms, runtime = geometry.to_atoms(), Runtime(potential)
+    runtime.evaluate(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+    return runtime.backend
 
 
 def format_report(report: dict[str, Any]) -> list[str]:
@@ -272,7 +288,9 @@ def format_report(report: dict[str, Any]) -> list[str]:
         state = package["version"] or f"absent; for {package['purpose']}: {package['install']}"
         lines.append(f"  {package['name']:<20} {state}")
     lines += ["", "named models"]
-    lines += [f"  {model['name']:<20} {model['error'] or 'verified'}" for model in report["models"]]
+    for model in report["models"]:
+        path = f", evaluated as {model['path']}" if model["path"] else ""
+        lines.append(f"  {model['name']:<20} {model['error'] or 'verified' + path}")
     return lines if report["models"] else [*lines, "  none in this installation"]
 
 

@@ -167,7 +167,7 @@ def test_doctor_names_a_compiler_that_does_not_exist(monkeypatch: pytest.MonkeyP
 def test_doctor_exits_1_on_a_damaged_model(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    broken = [{"name": "m", "verified": False, "error": "m.safetensors: checksum differs"}]
+    broken = [{"name": "m", "verified": False, "path": None, "error": "m.safetensors: checksum differs"}]
     monkeypatch.setattr(doctor, "check_models", lambda: broken)
     with pytest.raises(SystemExit) as caught:
         cli.main(["doctor"])

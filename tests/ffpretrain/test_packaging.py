@@ -186,18 +186,29 @@ def imported(node: ast.Import | ast.ImportFrom) -> list[str]:
     return [module.partition(".")[0] for module in modules]
 
 
+STATE = {"torch.set_default_dtype", "torch.set_default_device", "torch.use_deterministic_algorithms"}
+STATE |= {"np.random.seed", "random.seed", "os.putenv", "torch.seed", "np.seterr"}
+LEGACY = re.compile(
+    r"(np|numpy)\.random\.(rand|randn|randint|normal|uniform|choice|shuffle|permutation|random)$"
+)
+# allowed where the same function puts the former state back
+RESTORED_BY = {"torch.manual_seed": "fork_rng", "torch.set_num_threads": "torch.get_num_threads"}
+
+
 def test_no_hidden_randomness_or_process_wide_state(trees: dict[str, ast.Module]) -> None:
     """Draws come from a generator; the default dtype, the threads and the environment are the user's."""
-    state = {"torch.manual_seed", "torch.set_default_dtype", "torch.set_num_threads", "np.random.seed"}
-    state |= {"random.seed", "torch.set_default_device", "torch.use_deterministic_algorithms", "os.putenv"}
-    legacy = re.compile(r"(np|numpy)\.random\.(rand|randn|normal|uniform|choice|shuffle|permutation|random)$")
     found = []
     for name, tree in trees.items():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
-                if called in state or legacy.match(called):
+                if called in STATE or LEGACY.match(called):
                     found.append(f"{name}:{node.lineno} {called}")
+            if isinstance(node, Function):
+                text = ast.unparse(node)
+                for call, restored_by in RESTORED_BY.items():
+                    if f"{call}(" in text and restored_by not in text:
+                        found.append(f"{name}:{node.lineno} {node.name} {call}")
             targets = node.targets if isinstance(node, ast.Assign) else []
             found += [f"{name}:{node.lineno}" for t in targets if ast.unparse(t).startswith("os.environ[")]
     assert not found
