@@ -1,1 +1,66 @@
-"""ffpretrain.objectives."""
+"""Objectives by name: what a network is trained for. To add one: a module and a line in ``_BUILT_IN``."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Any
+
+from ffpretrain.backbones import Backbone
+from ffpretrain.errors import ConfigError, nearest
+from ffpretrain.objectives.base import Objective
+from ffpretrain.plugins import load_plugin, plugin_names
+from ffpretrain.potential import Potential
+
+__all__ = ["Objective", "create_objective", "list_objectives", "objective_class"]
+
+_BUILT_IN = {
+    "coord": "ffpretrain.objectives.coord:Coord",
+    "ndem": "ffpretrain.objectives.ndem:NDeM",
+    "supervised": "ffpretrain.objectives.supervised:Supervised",
+}
+_GROUP = "ffpretrain.objectives"
+
+
+def list_objectives() -> list[str]:
+    """Return the names of all objectives, those of plug-ins included."""
+    return sorted({*_BUILT_IN, *plugin_names(_GROUP)})
+
+
+def objective_class(name: str) -> type[Objective]:
+    """Return the class of an objective.
+
+    Raises:
+        ConfigError: no objective has this name.
+    """
+    if name in _BUILT_IN:
+        module, _, attribute = _BUILT_IN[name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    if name in plugin_names(_GROUP):
+        return load_plugin(_GROUP, name)
+    raise ConfigError(f"unknown objective {name!r}{nearest(name, list_objectives())}")
+
+
+def create_objective(
+    name: str, *, backbone: Backbone | None = None, potential: Potential | None = None, **options: Any
+) -> Objective:
+    """Build an objective around a backbone or a potential.
+
+    Args:
+        name: one of :func:`list_objectives`.
+        backbone: fresh or pretrained; an energy head is added where the objective needs one.
+        potential: its backbone, head, scale and reference energies are used and trained.
+        **options: the objective's own fields.
+
+    Raises:
+        ConfigError: an unknown name or option, both or neither of backbone and potential, or a backbone that
+            cannot serve the objective.
+    """
+    cls = objective_class(name)
+    if (backbone is None) == (potential is None):
+        raise ConfigError(f"objective {name!r}: give exactly one of backbone= and potential=")
+    known = [p for p in inspect.signature(cls.__init__).parameters if p not in ("self", "potential")]
+    for key in options:
+        if key not in known:
+            raise ConfigError(f"objective {name!r} has no option {key!r}{nearest(key, known)}")
+    return cls(potential if potential is not None else Potential(backbone), **options)  # type: ignore[arg-type]

@@ -1,0 +1,160 @@
+"""Energies and forces of equal molecules as one compiled function, for training and for dynamics.
+
+Forces are a derivative, and training differentiates them again, which ``torch.compile`` cannot do by itself:
+it refuses double backward. So the energy and its derivative are first traced into one graph of plain
+operations (``make_fx``); what is left for the compiler is an ordinary function, differentiated once.
+Molecules of equal size use the dense layout of :mod:`ffpretrain.pairs`: fixed shapes, no gather, no scatter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ffpretrain.backbones.base import Backbone
+from ffpretrain.errors import ConfigError
+from ffpretrain.graphs import Graph
+from ffpretrain.pairs import DensePairs
+from ffpretrain.potential import Potential
+
+#: largest force error of a compiled function against the eager one, relative to the largest force
+FORCE_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
+
+
+class AtomicEnergies(nn.Module):
+    """Backbone and head as a function of elements and positions of equal molecules."""
+
+    def __init__(self, potential: Potential) -> None:
+        super().__init__()
+        self.backbone, self.head = potential.backbone, potential.head
+
+    def forward(self, z: Tensor, pos: Tensor, n_molecules: int) -> Tensor:
+        """Return atomic energies ``[M * n]`` in the network's unit."""
+        pairs = DensePairs(pos, n_molecules, self.backbone.dtype)
+        return self.head(self.backbone.encode(z, pairs))
+
+
+class CompiledForces:
+    """Drop-in for ``potential(graph)`` while training on batches of equal molecules.
+
+    One function is built for each (number of molecules, number of atoms) met, the first time it is met: one to
+    three minutes on a CPU, once per machine and size thanks to the compiler's own cache. The first result of
+    each is compared with the eager one.
+
+    Args:
+        potential: its weights are read at every call, so it may be trained.
+
+    Raises:
+        ConfigError: the backbone's messages do not vanish at the cutoff, so pairs beyond it cannot be kept.
+    """
+
+    def __init__(self, potential: Potential) -> None:
+        if not potential.backbone.smooth:
+            raise ConfigError("compile needs a backbone that is smooth at the cutoff (vector_cutoff=true)")
+        self._potential = potential
+        self._network = AtomicEnergies(potential)
+        self._functions: dict[tuple[int, int], Callable[..., Any]] = {}
+        #: largest relative force difference from the eager path, by (molecules, atoms)
+        self.agreement: dict[tuple[int, int], float] = {}
+
+    def __call__(self, graph: Graph) -> dict[str, Tensor]:
+        """Evaluate a batch of equal, non-periodic molecules; as :meth:`Potential.forward` in training mode.
+
+        Raises:
+            ConfigError: molecules of different sizes, or a compiled result that differs from the eager one.
+        """
+        n_molecules, n_atoms = graph.n_graphs, len(graph.z) // graph.n_graphs
+        key = (n_molecules, n_atoms)
+        names, params = zip(*self._network.named_parameters(), strict=True)
+        if key not in self._functions:
+            require_equal_molecules(graph)
+            self._functions[key] = self._build(graph, names, params)
+            out = self._evaluate(key, graph, params)
+            self._compare(key, graph, out)
+            return out
+        return self._evaluate(key, graph, params)
+
+    def _evaluate(self, key: tuple[int, int], graph: Graph, params: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        # molecules are centred so that float32 positions lose nothing
+        pos = _centered(graph).to(self._potential.dtype)
+        atomic, gradient = self._functions[key](list(params), graph.z, pos)
+        scale = self._potential.scale
+        energies = atomic.to(scale.dtype) * scale + self._potential.reference[graph.z]
+        energy = energies.view(key).sum(1)
+        return {"energy": energy, "energies": energies, "forces": -gradient.to(scale.dtype) * scale}
+
+    def _build(self, graph: Graph, names: tuple[str, ...], params: tuple[Tensor, ...]) -> Callable[..., Any]:
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        network, n_molecules = self._network, graph.n_graphs
+
+        def energy_and_gradient(weights: list[Tensor], z: Tensor, pos: Tensor) -> tuple[Tensor, Tensor]:
+            pos = pos.requires_grad_(True)
+            state = dict(zip(names, weights, strict=True))
+            atomic = torch.func.functional_call(network, state, (z, pos, n_molecules))
+            return atomic, torch.autograd.grad(atomic.sum(), pos, create_graph=True)[0]
+
+        examples = [p.detach().clone().requires_grad_(p.requires_grad) for p in params]
+        pos = _centered(graph).to(self._potential.dtype).clone()
+        traced = make_fx(energy_and_gradient)(examples, graph.z, pos)
+        return torch.compile(traced, fullgraph=True)
+
+    def _compare(self, key: tuple[int, int], graph: Graph, out: dict[str, Tensor]) -> None:
+        expected = self._potential(graph)
+        scale = expected["forces"].abs().max().clamp_min(1e-3)
+        error = float((out["forces"] - expected["forces"]).abs().max() / scale)
+        self.agreement[key] = error
+        tolerance = FORCE_TOLERANCE[self._potential.dtype]
+        if not error <= tolerance:
+            raise ConfigError(
+                f"compiled forces differ from the eager ones by {error:.2e} of the largest force "
+                f"(tolerance {tolerance:.0e}); run with compile=false and report this"
+            )
+
+
+class CompiledVectors:
+    """Drop-in for ``head(backbone(graph))`` on batches of equal molecules, first derivatives only.
+
+    Args:
+        backbone: must be smooth at the cutoff.
+        head: a vector head.
+
+    Raises:
+        ConfigError: as :class:`CompiledForces`.
+    """
+
+    def __init__(self, backbone: Backbone, head: nn.Module) -> None:
+        if not backbone.smooth:
+            raise ConfigError("compile needs a backbone that is smooth at the cutoff (vector_cutoff=true)")
+
+        def vectors(z: Tensor, pos: Tensor, n_molecules: int) -> Tensor:
+            return head(backbone.encode(z, DensePairs(pos, n_molecules, backbone.dtype)))
+
+        self._dtype = backbone.dtype
+        self._function = torch.compile(vectors, fullgraph=True, dynamic=False)
+
+    def __call__(self, graph: Graph) -> Tensor:
+        """Return vectors ``[N, 3]`` of a batch of equal molecules."""
+        return self._function(graph.z, _centered(graph).to(self._dtype), graph.n_graphs)
+
+
+def require_equal_molecules(graph: Graph) -> None:
+    """Refuse a batch that the dense layout cannot hold.
+
+    Raises:
+        ConfigError: structures of different sizes, or a periodic one.
+    """
+    n_atoms = len(graph.z) // graph.n_graphs
+    expected = torch.arange(len(graph.z), device=graph.batch.device) // max(n_atoms, 1)
+    if n_atoms * graph.n_graphs != len(graph.z) or not torch.equal(graph.batch, expected):
+        raise ConfigError("compile needs molecules of one size in every batch; set compile=false")
+    if bool((graph.cell != 0).any()):
+        raise ConfigError("compile needs molecules in vacuum; set compile=false for periodic structures")
+
+
+def _centered(graph: Graph) -> Tensor:
+    xyz = graph.pos.view(graph.n_graphs, -1, 3)
+    return (xyz - xyz.mean(1, keepdim=True)).reshape(-1, 3)

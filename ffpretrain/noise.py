@@ -1,0 +1,157 @@
+"""Every noise distribution of the package. Each draw comes from a generator that the caller gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ffpretrain.errors import ConfigError
+
+
+class Noise(NamedTuple):
+    """A draw of coordinate noise.
+
+    Attributes:
+        displacement: what is added to the positions, Å, ``[N, 3]``; zero on atoms left alone.
+        sigma: standard deviation used for each structure, Å, ``[B]``.
+        mask: atoms that were displaced, bool ``[N]``.
+    """
+
+    displacement: Tensor
+    sigma: Tensor
+    mask: Tensor
+
+
+def noise_levels(sigma_max: float, sigma_min: float, n: int) -> Tensor:
+    """Return ``n`` noise levels spaced evenly in their logarithm, largest first, float64 ``[n]``.
+
+    Level k is ``sigma_max * (sigma_min / sigma_max) ** (k / (n - 1))`` (3D-EMGP section 3.3, SE(3)-DDM
+    section 3.3); both ends are exact.
+
+    Args:
+        sigma_max: largest level, Å.
+        sigma_min: smallest level, Å.
+        n: number of levels, at least 1; a single level is ``sigma_max``.
+
+    Raises:
+        ConfigError: ``n < 1`` or not ``0 < sigma_min <= sigma_max``.
+    """
+    if n < 1:
+        raise ConfigError(f"noise levels: n={n}; give at least 1")
+    if not 0 < sigma_min <= sigma_max:
+        raise ConfigError(f"noise levels: need 0 < sigma_min <= sigma_max, got {sigma_min} and {sigma_max}")
+    levels = torch.logspace(0, 1, n, base=sigma_min / sigma_max, dtype=torch.float64) * sigma_max
+    levels[0] = sigma_max
+    if n > 1:
+        levels[-1] = sigma_min
+    return levels
+
+
+class FrameGenerators:
+    """One random stream per structure, so that a structure's noise does not depend on its batch.
+
+    A single draw from ``generator`` gives the base of this step; each structure's stream is seeded by the base
+    and the structure's own index. Splitting a batch over processes then changes no draw.
+
+    Args:
+        generator: advanced by exactly one draw; its device is that of the streams.
+        index: an integer that identifies each structure ``[B]``; None numbers them by position.
+        n_graphs: B.
+    """
+
+    def __init__(self, generator: torch.Generator, index: Tensor | None, n_graphs: int) -> None:
+        device = generator.device
+        base = int(torch.randint(0, 2**62, (1,), generator=generator, device=device))
+        ids: Sequence[int] = range(n_graphs) if index is None else index.tolist()
+        # 0x9E37... is the odd number nearest 2^64 / golden ratio: consecutive indices land far apart
+        self._streams = [
+            torch.Generator(device).manual_seed((base + 0x9E3779B97F4A7C15 * (i + 1)) % 2**63) for i in ids
+        ]
+        self.shared = torch.Generator(device).manual_seed(base)
+
+    def normal(self, counts: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Draw standard normal vectors ``[sum(counts), 3]``, each structure from its own stream."""
+        pieces = [
+            torch.randn(n, 3, generator=g, dtype=dtype, device=g.device)
+            for n, g in zip(counts, self._streams, strict=True)
+        ]
+        return torch.cat(pieces)
+
+    def uniform(self, counts: Sequence[int]) -> list[Tensor]:
+        """Draw uniform numbers in [0, 1), float64, ``counts[b]`` for structure b."""
+        return [
+            torch.rand(n, generator=g, dtype=torch.float64, device=g.device)
+            for n, g in zip(counts, self._streams, strict=True)
+        ]
+
+
+def gaussian_noise(
+    batch: Tensor, n_graphs: int, sigma: float, generator: torch.Generator, index: Tensor | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> Noise:
+    """Draw isotropic Gaussian noise of one standard deviation for every atom.
+
+    Args:
+        batch: structure of each atom ``[N]``.
+        n_graphs: B.
+        sigma: Å.
+        generator: source of randomness.
+        index: identifies each structure, see :class:`FrameGenerators`.
+        dtype: of the result.
+    """
+    counts = torch.bincount(batch, minlength=n_graphs).tolist()
+    unit = FrameGenerators(generator, index, n_graphs).normal(counts, dtype).to(batch.device)
+    levels = torch.full((n_graphs,), sigma, dtype=dtype, device=batch.device)
+    return Noise(unit * sigma, levels, torch.ones_like(batch, dtype=torch.bool))
+
+
+def masked_multiscale_noise(
+    batch: Tensor,
+    n_graphs: int,
+    sigmas: Tensor,
+    mask_ratio: float,
+    generator: torch.Generator,
+    *,
+    per_structure: bool = False,
+    index: Tensor | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> Noise:
+    """Draw Gaussian noise at a random level on a random subset of the atoms (NDeM section 4.4, after DeNS).
+
+    Args:
+        batch: structure of each atom ``[N]``, ascending.
+        n_graphs: B.
+        sigmas: levels to choose from with equal chance ``[L]``, Å.
+        mask_ratio: fraction of each structure's atoms that is displaced; the number is rounded, at least 1
+            where the ratio is above 0.
+        generator: source of randomness.
+        per_structure: a level for each structure; otherwise one for the whole batch.
+        index: identifies each structure, see :class:`FrameGenerators`.
+        dtype: of the displacement.
+
+    Raises:
+        ConfigError: ``mask_ratio`` outside [0, 1].
+    """
+    if not 0 <= mask_ratio <= 1:
+        raise ConfigError(f"mask_ratio={mask_ratio} must lie between 0 and 1")
+    counts = torch.bincount(batch, minlength=n_graphs).tolist()
+    streams = FrameGenerators(generator, index, n_graphs)
+    if per_structure:
+        picks = torch.stack([u[0] for u in streams.uniform([1] * n_graphs)])
+    else:
+        device = streams.shared.device
+        picks = torch.rand(1, generator=streams.shared, dtype=torch.float64, device=device).expand(n_graphs)
+    sigma = sigmas.to(batch.device, dtype)[(picks * len(sigmas)).long().to(batch.device)]
+    masks = []
+    for order in streams.uniform(counts):
+        n = len(order)
+        chosen = max(1, round(mask_ratio * n)) if mask_ratio > 0 else 0
+        mask = torch.zeros(n, dtype=torch.bool)
+        mask[order.argsort()[:chosen].cpu()] = True
+        masks.append(mask)
+    mask = torch.cat(masks).to(batch.device)
+    unit = streams.normal(counts, dtype).to(batch.device)
+    return Noise(unit * sigma[batch].unsqueeze(-1) * mask.unsqueeze(-1), sigma, mask)

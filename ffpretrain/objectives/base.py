@@ -1,0 +1,147 @@
+"""What every objective is: a module that turns a batch into a loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ffpretrain.errors import ConfigError, DataError
+from ffpretrain.graphs import Graph, Sample
+from ffpretrain.neighbors import neighbor_list
+from ffpretrain.potential import Potential
+
+
+class Objective(nn.Module, ABC):
+    """Base class of all objectives.
+
+    Attributes:
+        name: registry name.
+        needs_labels: whether samples must carry energies and forces.
+        network: the potential being trained: the backbone's owner.
+    """
+
+    name: ClassVar[str]
+    needs_labels: ClassVar[bool]
+
+    def __init__(self, potential: Potential) -> None:
+        super().__init__()
+        self.network = potential
+
+    @abstractmethod
+    def forward(self, sample: Sample | Graph, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return ``{"loss": scalar, ...}`` with the objective's own terms by name.
+
+        Args:
+            sample: a batch; a bare graph is enough where no labels are needed.
+            generator: source of every random draw of the step.
+
+        Raises:
+            DataError: labels the objective needs are missing.
+        """
+
+    def accelerate(self) -> None:
+        """Use compiled functions for training batches, where the objective has them.
+
+        Raises:
+            ConfigError: it has none.
+        """
+        raise ConfigError(f"objective {self.name!r} has no compiled path; set compile: false")
+
+    @abstractmethod
+    def potential(self, kT: float | None = None, sigma: float | None = None) -> nn.Module:
+        """Return what was learned as a potential: called with a graph, it gives energy and forces.
+
+        Args:
+            kT: temperature in eV that sets the energy scale of a denoiser; ignored where labels set it.
+            sigma: noise standard deviation in Å the field is read at; ignored likewise.
+        """
+
+
+def graph_of(sample: Sample | Graph) -> Graph:
+    """Return the graph of a sample, or the graph itself."""
+    return sample.graph if isinstance(sample, Sample) else sample
+
+
+def index_of(sample: Sample | Graph) -> Tensor | None:
+    """Return the identifiers of a sample's structures ``[B]``, or None."""
+    return sample.extras.get("index") if isinstance(sample, Sample) else None
+
+
+def label(sample: Sample | Graph, name: str) -> Tensor:
+    """Return a label of a sample.
+
+    Raises:
+        DataError: it is not there.
+    """
+    if not isinstance(sample, Sample) or name not in sample.targets:
+        raise DataError(f"this objective needs the label {name!r}, which the data do not have")
+    return sample.targets[name]
+
+
+def displaced(graph: Graph, displacement: Tensor, cutoff: float) -> Graph:
+    """Return the graph with atoms moved and its edges built anew.
+
+    Args:
+        graph: one or more structures.
+        displacement: ``[N, 3]`` Å.
+        cutoff: Å.
+    """
+    pos = graph.pos + displacement.to(graph.pos)
+    return graph._replace(pos=pos, **rebuilt_edges(graph, pos, cutoff))
+
+
+def rebuilt_edges(graph: Graph, pos: Tensor, cutoff: float) -> dict[str, Tensor]:
+    """Return ``edge_index`` and ``edge_shift`` for new positions of the same structures."""
+    edges, shifts, start = [], [], 0
+    for b, n in enumerate(torch.bincount(graph.batch, minlength=graph.n_graphs).tolist()):
+        cell = graph.cell[b]
+        pbc = (cell != 0).any(dim=1).tolist()
+        edge_index, shift = neighbor_list(pos[start : start + n], cutoff, cell, pbc)
+        edges.append(edge_index + start)
+        shifts.append(shift)
+        start += n
+    return {"edge_index": torch.cat(edges, dim=1), "edge_shift": torch.cat(shifts)}
+
+
+def mean_over(values: Tensor, sample: Sample | Graph, count: str) -> Tensor:
+    """Return the mean of per-atom or per-structure values, or this process's share of the global one.
+
+    Where a batch is spread over processes the trainer puts the global count, divided by the number of
+    processes, into ``extras``; averaging gradients over processes then gives the gradient of the global mean.
+
+    Args:
+        values: ``[N]`` or ``[B]``.
+        sample: the batch.
+        count: ``"n_atoms"`` or ``"n_graphs"``.
+    """
+    if isinstance(sample, Sample) and count in sample.extras:
+        return values.sum() / sample.extras[count]
+    return values.mean()
+
+
+def regression_loss(kind: str, difference: Tensor, delta: float = 0.1) -> Tensor:
+    """Return a loss per row of ``difference``.
+
+    Args:
+        kind: ``l1`` (sum of magnitudes), ``l2`` (length, not squared), ``mse`` (squared length) or ``huber``
+            (quadratic below ``delta``, linear above, summed; divided by delta so that it tends to ``l1``).
+        difference: ``[n, d]``, or ``[n]`` for scalars.
+        delta: where huber changes, in the units of ``difference``.
+
+    Raises:
+        ConfigError: unknown kind.
+    """
+    rows = difference.unsqueeze(-1) if difference.dim() == 1 else difference
+    if kind == "l1":
+        return rows.abs().sum(-1)
+    if kind == "mse":
+        return rows.square().sum(-1)
+    if kind == "l2":
+        # the constant keeps the derivative of the root finite where prediction equals label
+        return (rows.square().sum(-1) + 1e-16).sqrt()
+    if kind == "huber":
+        return nn.functional.huber_loss(rows, torch.zeros_like(rows), reduction="none", delta=delta).sum(-1) / delta
+    raise ConfigError(f"unknown loss {kind!r}; known: l1, l2, mse, huber")

@@ -1,0 +1,188 @@
+"""NDeM: node denoising on non-equilibrium molecules, an auxiliary task beside supervised training.
+
+A molecule off its minimum feels a force, so the displacement that was added cannot be read off one noisy
+structure. The difference of forces can: ``F(X) - F(X + eps) = H eps``, close to ``c eps`` (eq. 8-10 of the
+paper). A second head ``f'`` on the shared backbone sees the noisy structure and is trained so that
+
+    ``f_i(X) - f'_i(X + eps) = eps*_i``                                                          (eq. 16)
+
+where ``f`` are the forces of the main branch and ``eps*`` the normalised noise.
+
+What the paper leaves open, and what is chosen here (each is an option): ``eps*`` is ``eps / sigma_max``, a
+constant, because a relation with one curvature c cannot hold with a sampled divisor; sigma is drawn from 50
+levels, log-uniform from ``sigma_max / 50`` to ``sigma_max``, once per batch; half of the atoms are displaced;
+the loss runs over all atoms; the main branch is not detached; losses are in units of the force RMS, in which
+the paper's weight of 1 drowns the force signal and 0.003 to 0.01 helps (measured with a squared force loss;
+with the unsquared ``l2`` force loss the same balance asks for more).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ffpretrain.errors import ConfigError
+from ffpretrain.graphs import Graph, Sample
+from ffpretrain.heads import VectorHead
+from ffpretrain.noise import masked_multiscale_noise, noise_levels
+from ffpretrain.objectives.base import displaced, graph_of, index_of
+from ffpretrain.objectives.supervised import Supervised
+from ffpretrain.potential import Potential
+
+__all__ = ["NDeM", "ndem_loss"]
+
+
+def ndem_loss(
+    force: Tensor, noisy_force: Tensor, noise: Tensor, noise_scale: float | Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """Return the NDeM loss, eq. 16: mean over atoms of ``|(f - f') - noise / noise_scale|^2``.
+
+    Args:
+        force: main branch on the clean structure, normalised, ``[N, 3]``.
+        noisy_force: auxiliary head on the noisy structure, normalised, ``[N, 3]``.
+        noise: displacement in Å ``[N, 3]``.
+        noise_scale: Å, a constant such as sigma_max.
+        mask: atoms to average over, bool ``[N]``; None takes all. An empty mask gives 0.
+    """
+    per_atom = ((force - noisy_force) - noise / noise_scale).square().sum(-1)
+    if mask is None:
+        return per_atom.mean()
+    weight = mask.to(per_atom.dtype)
+    return (per_atom * weight).sum() / weight.sum().clamp_min(1.0)
+
+
+class NDeM(Supervised):
+    """Supervised training with the NDeM auxiliary task; registry name ``ndem``.
+
+    Args:
+        potential: trained in place; its backbone must have vector features.
+        ndem_weight: weight of the auxiliary loss (the paper's lambda) in normalised units.
+        sigma_max: largest noise and normaliser of the target, Å (paper: 0.05 is best of four).
+        sigma_min: smallest noise, Å; None takes ``sigma_max / 50``.
+        levels: number of noise levels.
+        per_structure: draw a level for each structure (as DeNS) instead of each batch (as the paper).
+        mask_ratio: fraction of atoms displaced.
+        structure_ratio: fraction of each batch's structures the auxiliary task runs on; the first ones, since
+            batches are shuffled. Below 1 it costs less time per step.
+        batch_probability: chance that a step has the auxiliary task at all (as DeNS on OC20); below 1 it costs
+            less time per step and its mean weight falls in proportion.
+        only_corrupted: average over displaced atoms only.
+        detach_main: keep the auxiliary loss from changing the main branch.
+        **supervised: as :class:`~ffpretrain.objectives.supervised.Supervised`.
+
+    Raises:
+        ConfigError: an option out of range, or a backbone without vector features.
+    """
+
+    name: ClassVar[str] = "ndem"
+
+    def __init__(
+        self,
+        potential: Potential,
+        ndem_weight: float = 0.005,
+        sigma_max: float = 0.05,
+        sigma_min: float | None = None,
+        levels: int = 50,
+        per_structure: bool = False,
+        mask_ratio: float = 0.5,
+        structure_ratio: float = 1.0,
+        batch_probability: float = 1.0,
+        only_corrupted: bool = False,
+        detach_main: bool = False,
+        energy_weight: float = 0.05,
+        forces_weight: float = 1.0,
+        energy_loss: str = "l1",
+        forces_loss: str = "l2",
+        huber_delta: float = 0.1,
+        energy_per_atom: bool = False,
+    ) -> None:
+        super().__init__(
+            potential, energy_weight, forces_weight, energy_loss, forces_loss, huber_delta, energy_per_atom
+        )
+        if ndem_weight < 0:
+            raise ConfigError(f"ndem_weight={ndem_weight} must not be negative")
+        if not 0 < structure_ratio <= 1:
+            raise ConfigError(f"structure_ratio={structure_ratio} must lie above 0 and not exceed 1")
+        if not 0 < batch_probability <= 1:
+            raise ConfigError(f"batch_probability={batch_probability} must lie above 0 and not exceed 1")
+        self.ndem_weight, self.sigma_max = ndem_weight, sigma_max
+        self.mask_ratio, self.structure_ratio = mask_ratio, structure_ratio
+        self.batch_probability = batch_probability
+        self.per_structure, self.only_corrupted, self.detach_main = per_structure, only_corrupted, detach_main
+        sigmas = noise_levels(sigma_max, sigma_max / 50 if sigma_min is None else sigma_min, levels)
+        self.register_buffer("sigmas", sigmas, persistent=False)
+        backbone = potential.backbone
+        # the head draws its weights apart from the global stream, so that a weight of 0 leaves the
+        # supervised run untouched, number for number
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.noise_head = VectorHead(backbone.n_features, backbone.has_vectors)
+        self._noisy_force: Callable[[Graph], Tensor] | None = None
+
+    def accelerate(self) -> None:
+        """Compile both branches; see :class:`~ffpretrain.compiled.CompiledForces` for what that needs."""
+        from ffpretrain.compiled import CompiledVectors
+
+        super().accelerate()
+        self._noisy_force = CompiledVectors(self.network.backbone, self.noise_head)
+
+    def noisy_force(self, graph: Graph) -> Tensor:
+        """Return the auxiliary head's output on noisy structures ``[N, 3]``, normalised."""
+        if self._noisy_force is not None and self.training:
+            return self._noisy_force(graph)
+        return self.noise_head(self.network.backbone(graph))
+
+    def forward(self, sample: Sample | Graph, generator: torch.Generator) -> dict[str, Tensor]:
+        """See :class:`~ffpretrain.objectives.base.Objective`; adds the term ``ndem``."""
+        graph = graph_of(sample)
+        out = self.evaluate(graph)
+        terms = self.supervised_terms(sample, out)
+        if self.ndem_weight == 0 or not self._takes_part(generator):
+            return terms
+        part, n_atoms = self._part(graph)
+        noise = masked_multiscale_noise(
+            graph.batch,
+            graph.n_graphs,
+            self.sigmas,
+            self.mask_ratio,
+            generator,
+            per_structure=self.per_structure,
+            index=index_of(sample),
+            dtype=graph.pos.dtype,
+        )
+        shift, mask = noise.displacement[:n_atoms], noise.mask[:n_atoms]
+        noisy = displaced(part, shift, self.network.cutoff)
+        dtype = self.network.dtype
+        force = (out["forces"][:n_atoms] / self.network.scale).to(dtype)
+        if self.detach_main:
+            force = force.detach()
+        noisy_force = self.noisy_force(noisy)
+        terms["ndem"] = ndem_loss(
+            force, noisy_force, shift.to(dtype), self.sigma_max, mask if self.only_corrupted else None
+        )
+        terms["loss"] = terms["loss"] + self.ndem_weight * terms["ndem"]
+        return terms
+
+    def _takes_part(self, generator: torch.Generator) -> bool:
+        """Decide, from the step's generator, whether this step has the auxiliary task."""
+        if self.batch_probability == 1:
+            return True
+        return bool(torch.rand((), generator=generator, device=generator.device) < self.batch_probability)
+
+    def _part(self, graph: Graph) -> tuple[Graph, int]:
+        """Return the structures the auxiliary task runs on (positions only) and their number of atoms."""
+        n_graphs = max(1, round(self.structure_ratio * graph.n_graphs))
+        n_atoms = int((graph.batch < n_graphs).sum())
+        return (
+            graph._replace(
+                z=graph.z[:n_atoms],
+                pos=graph.pos[:n_atoms],
+                batch=graph.batch[:n_atoms],
+                cell=graph.cell[:n_graphs],
+                n_graphs=n_graphs,
+            ),
+            n_atoms,
+        )

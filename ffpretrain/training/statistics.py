@@ -1,0 +1,60 @@
+"""What is read off the training labels: reference energies, force scale, what the frames are made of."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from ffpretrain.datasets.frames import Dataset
+from ffpretrain.errors import DataError
+
+
+@dataclass(frozen=True)
+class LabelStatistics:
+    """Numbers of the training frames alone; validation and test frames are never looked at.
+
+    Attributes:
+        reference_energies: eV by atomic number, least squares over the frames; for one composition only their
+            sum matters and the solution of least norm is taken.
+        force_rms: root mean square of force components, eV/Å.
+        energy_std: standard deviation of the energy that the references leave, eV.
+    """
+
+    reference_energies: dict[int, float]
+    force_rms: float
+    energy_std: float
+
+
+def label_statistics(frames: Dataset) -> LabelStatistics:
+    """Fit reference energies and measure the spread of labels.
+
+    Args:
+        frames: all with energies and forces.
+
+    Raises:
+        DataError: no frames, or a frame without energy or forces.
+    """
+    if len(frames) == 0:
+        raise DataError("the training split is empty; give at least one frame")
+    counts, energies, squares, components = [], [], 0.0, 0
+    for i, frame in enumerate(frames):
+        if frame.energy is None or frame.forces is None:
+            raise DataError(
+                f"frame {i} of {frames.metadata.name} has no energy or no forces; label it (ffpretrain label)"
+            )
+        counts.append(Counter(frame.numbers.tolist()))
+        energies.append(frame.energy)
+        squares += float(np.square(frame.forces).sum())
+        components += frame.forces.size
+    elements = sorted(set().union(*counts))
+    matrix = np.array([[c[z] for z in elements] for c in counts], dtype=np.float64)
+    target = np.array(energies)
+    solution, *_ = np.linalg.lstsq(matrix, target, rcond=None)
+    force_rms = float(np.sqrt(squares / components))
+    if not force_rms > 0:
+        raise DataError(f"all forces of {frames.metadata.name} are zero; check the labels")
+    return LabelStatistics(
+        dict(zip(elements, solution.tolist(), strict=True)), force_rms, float(np.std(target - matrix @ solution))
+    )
