@@ -200,19 +200,24 @@ def parse_card(raw: Mapping[str, Any], where: str) -> ModelCard:
         raise ArtifactError(f"{where}: the model card does not fit: {said}{more}") from None
 
 
+def printable(text: str, limit: int = 200) -> str:
+    """Return text from a file as one line fit for a terminal, shortened to ``limit`` characters."""
+    line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
+    return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
 def _explain(problem: Any) -> str:
     """Return one of pydantic's findings in a few words."""
     location = tuple(problem["loc"])
-    path = ".".join(str(part) for part in location)
+    path = printable(".".join(str(part) for part in location), 80)
     if problem["type"] == "extra_forbidden":
         owner = _owner(location)
         hint = nearest(str(location[-1]), owner.model_fields) if owner else ""
         return f"unknown field {path!r}{hint}"
     if problem["type"] == "missing":
         return f"field {path!r} is missing"
-    shown = repr(problem["input"])
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    return f"{path or 'card'}: {problem['msg']} (got {shown})"
+    message = printable(problem["msg"])
+    return f"{path or 'card'}: {message} (got {printable(repr(problem['input']), 60)})"
 
 
 def _owner(location: tuple[Any, ...]) -> type[BaseModel] | None:

@@ -22,12 +22,14 @@ class Header(NamedTuple):
     """What stands before the numbers in a ``.safetensors`` file.
 
     Attributes:
-        metadata: text by name; ``card`` and ``format`` in a model file.
+        metadata: text by name: ``format``, ``card`` and ``sha256`` in a model file.
         tensors: type, shape and place by tensor name, as the file has them.
+        start: where the numbers begin, in bytes.
     """
 
     metadata: dict[str, str]
     tensors: dict[str, dict[str, Any]]
+    start: int
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
@@ -97,7 +99,32 @@ def read_header(file: BinaryIO, size: int, where: str) -> Header:
             f"{where}: has no ffpretrain model card, so its weights cannot be interpreted; "
             "give a file that ffpretrain wrote"
         )
-    return Header(metadata, header)
+    return Header(metadata, header, 8 + length)
+
+
+def content_sha256(header: Header, content: bytes) -> str:
+    """Return the checksum that a model file carries: of its card, the places of its tensors and the numbers.
+
+    Args:
+        header: of the file.
+        content: the whole file.
+    """
+    value = hashlib.sha256(str(header.metadata["card"]).encode())
+    value.update(json.dumps(header.tensors, sort_keys=True, separators=(",", ":")).encode())
+    value.update(memoryview(content)[header.start :])
+    return value.hexdigest()
+
+
+def check_content(header: Header, content: bytes, where: str) -> None:
+    """Compare a file with the checksum it carries; one of format 0 carries none.
+
+    Raises:
+        ArtifactError: they differ.
+    """
+    if header.metadata.get("sha256") not in (None, content_sha256(header, content)):
+        raise ArtifactError(
+            f"{where}: is damaged (it does not match the checksum it carries); copy or download it again"
+        )
 
 
 def _truncated(where: str, size: int, expected: int) -> ArtifactError:

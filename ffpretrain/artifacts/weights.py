@@ -21,8 +21,16 @@ from torch import Tensor
 
 from ffpretrain import zoo
 from ffpretrain._version import __version__
-from ffpretrain.artifacts.card import ModelCard, parse_card
-from ffpretrain.artifacts.files import FORMAT, card_of, open_model_file, read_header, write_file
+from ffpretrain.artifacts.card import ModelCard, parse_card, printable
+from ffpretrain.artifacts.files import (
+    FORMAT,
+    card_of,
+    check_content,
+    content_sha256,
+    open_model_file,
+    read_header,
+    write_file,
+)
 from ffpretrain.artifacts.upgrades import FORMAT_VERSION
 from ffpretrain.backbones import backbone_class, create_backbone
 from ffpretrain.errors import ArtifactError, ConfigError, UserError
@@ -83,7 +91,7 @@ def save_potential(potential: Potential, path: str | Path, card: ModelCard) -> P
     }
     _check_numbers(state, str(path))
     metadata = {"format": FORMAT, "card": complete.to_json()}
-    write_file(path, _sorted_header(safetensors.torch.save(state, metadata)))
+    write_file(path, _sealed(safetensors.torch.save(state, metadata), str(path)))
     return path
 
 
@@ -118,7 +126,9 @@ def load_potential(
     blob = _read(path) if name is None else zoo.read_model(name)
     where = str(path)
     header = read_header(io.BytesIO(blob), len(blob), where)
-    potential = _build(card_of(header, where), where)
+    card = card_of(header, where)
+    check_content(header, blob, where)
+    potential = _build(card, where)
     _fill(potential, blob, where)
     potential.eval()
     if not trainable:
@@ -227,12 +237,14 @@ def _network_state(potential: Potential) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in potential.state_dict().items() if name not in _IN_CARD}
 
 
-def _sorted_header(blob: bytes) -> bytes:
-    """Write the header again with sorted keys; safetensors leaves the order of the metadata to chance."""
-    start = 8 + int.from_bytes(blob[:8], "little")
-    header = json.dumps(json.loads(blob[8:start]), sort_keys=True, separators=(",", ":")).encode()
+def _sealed(blob: bytes, where: str) -> bytes:
+    """Add the checksum and sort the header's keys: safetensors leaves the metadata's order to chance."""
+    found = read_header(io.BytesIO(blob), len(blob), where)
+    metadata = {**found.metadata, "sha256": content_sha256(found, blob)}
+    text = json.dumps({**found.tensors, "__metadata__": metadata}, sort_keys=True, separators=(",", ":"))
+    header = text.encode()
     header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header + blob[start:]
+    return len(header).to_bytes(8, "little") + header + blob[found.start :]
 
 
 def _build(card: ModelCard, where: str) -> Potential:
@@ -256,11 +268,10 @@ def _build(card: ModelCard, where: str) -> Potential:
                 card=card,
             )
     except UserError as error:
-        raise ArtifactError(f"{where}: its network cannot be built: {error}") from error
+        raise ArtifactError(f"{where}: its network cannot be built: {printable(str(error))}") from error
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise ArtifactError(
-            f"{where}: the options in its card build no network ({reason}); the file is damaged"
+            f"{where}: its card describes no network ({printable(str(error))}); the file is damaged"
         ) from error
     if backbone.cutoff != card.cutoff:
         raise ArtifactError(
@@ -276,7 +287,7 @@ def _fill(potential: Potential, blob: bytes, where: str) -> None:
         stored = safetensors.torch.load(blob)
     except (SafetensorError, KeyError, ValueError) as error:
         raise ArtifactError(
-            f"{where}: its weights are damaged ({error}); copy or download the file again"
+            f"{where}: its weights are damaged ({printable(str(error))}); copy or download the file again"
         ) from error
     wanted = _network_state(potential)
     problems = [
@@ -303,7 +314,7 @@ def _alike(a: Tensor, b: Tensor) -> bool:
 
 def _listed(what: str, names: Iterable[str]) -> list[str]:
     """Return ``["what: first, second, third and n more"]``, or nothing where there are no names."""
-    found = sorted(names)
+    found = [printable(name, 80) for name in sorted(names)]
     if not found:
         return []
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
