@@ -1,0 +1,48 @@
+"""What every benchmark shares: the description of the machine and the result file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def parser(doc: str) -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=doc.splitlines()[0])
+    made.add_argument("--out", type=Path, help="result file; default benchmarks/results/NAME.json")
+    return made
+
+
+def machine() -> dict[str, Any]:
+    import torch
+
+    import ffpretrain
+
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [line.split(":", 1)[1].strip() for line in info.open() if line.startswith("model name")]
+        cpu = names[0] if names else cpu
+    return {
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "ffpretrain": ffpretrain.__version__,
+        "load_average_before": os.getloadavg()[0],
+    }
+
+
+def write(name: str, content: dict[str, Any], started: float, out: Path | None) -> None:
+    path = out or RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"benchmark": name, **content, "seconds": round(time.perf_counter() - started, 1)}
+    path.write_text(json.dumps(content, indent=2) + "\n")
+    print(f"written to {path}")

@@ -1,0 +1,100 @@
+"""``ffpretrain evaluate``: errors of a model on labelled frames."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="named model or model file")],
+    data: Annotated[str, typer.Argument(help="labelled file, or a dataset name such as ethanol-gfn2")],
+    molecule: Annotated[
+        str | None, typer.Option(help="molecule or file, for dataset names that need one")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", "-o", help="key=value for the reader, such as part=test")
+    ] = None,
+    split: Annotated[Path | None, typer.Option(help="saved split (splits.json of a run)")] = None,
+    part: Annotated[str, typer.Option(help="part of the split: train, val or test")] = "test",
+    limit: Annotated[int | None, typer.Option(min=1, help="evaluate the first N frames only")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto")] = "auto",
+    dtype: Annotated[str, typer.Option(help="float32 or float64")] = "float32",
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
+) -> None:
+    """Print energy and force errors (MAE, RMSE) of MODEL on DATA, with units."""
+    from ffpretrain.artifacts import load_potential
+    from ffpretrain.cli.progress import counting
+    from ffpretrain.datasets import open_dataset
+    from ffpretrain.datasets.splits import load_splits
+    from ffpretrain.evaluation import error_table, predict
+
+    potential = load_potential(model, device=device, dtype=dtype)
+    frames = open_dataset(data, *([molecule] if molecule else []), **_reader_options(option))
+    if split is not None:
+        frames = load_splits(split, frames).apply(frames)[part]
+    if limit is not None:
+        frames = frames[: min(limit, len(frames))]
+    with counting("evaluate", len(frames), quiet=as_json) as advance:
+        predictions = predict(potential, frames, advance)
+    table = error_table(predictions)
+    card = potential.card
+    shared = _files_in_common(card, frames.metadata.sha256)
+    result: dict[str, Any] = {
+        "schema": 1,
+        "model": card.name if card is not None else model,
+        "data": frames.metadata.name,
+        "n_frames": len(frames),
+        "level_of_theory": frames.metadata.level_of_theory,
+        "training_files_among_data": shared,
+        "errors": {name: quantity.model_dump() for name, quantity in table.items()},
+    }
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+        return
+    _print_table(result)
+
+
+def _reader_options(pairs: list[str] | None) -> dict[str, Any]:
+    import yaml
+
+    from ffpretrain.errors import ConfigError
+
+    options: dict[str, Any] = {}
+    for pair in pairs or []:
+        key, separator, value = pair.partition("=")
+        if not separator:
+            raise ConfigError(f"--option {pair!r} is not of the form key=value")
+        options[key] = yaml.safe_load(value)
+    return options
+
+
+def _files_in_common(card: Any, checksums: Any) -> list[str]:
+    if card is None:
+        return []
+    trained_on = {digest for data in card.training_data for digest in data.sha256.values()}
+    return sorted(name for name, digest in dict(checksums).items() if digest in trained_on)
+
+
+def _print_table(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    level = result["level_of_theory"] or "unknown level of theory"
+    table = Table(title=f"{result['model']} on {result['n_frames']} frames of {result['data']} ({level})")
+    table.add_column("quantity")
+    table.add_column("value", justify="right")
+    table.add_column("unit")
+    for name, entry in result["errors"].items():
+        table.add_row(name, f"{entry['value']:.5g}", entry["unit"])
+    console = Console()
+    console.print(table)
+    if result["training_files_among_data"]:
+        names = ", ".join(result["training_files_among_data"])
+        console.print(
+            f"note: the model's training frames were taken from the same file ({names}); unless --split picks "
+            "held-out ones, these errors are not those of unseen frames"
+        )
