@@ -34,7 +34,8 @@ def neighbor_list(
         ``edge_index [2, E]`` (neighbour, centre) and ``edge_shift [E, 3]`` in Å, on the device of ``pos``.
 
     Raises:
-        UnsupportedInputError: a periodic direction has no cell vector, or the cell has no volume.
+        UnsupportedInputError: a periodic direction has no cell vector, the cell has no volume, or two atoms
+            are at the same place, where a pair has no direction.
     """
     if not any(pbc) and len(pos) <= DENSE_LIMIT:
         return _all_pairs(pos, cutoff)
@@ -44,9 +45,11 @@ def neighbor_list(
 def _all_pairs(pos: Tensor, cutoff: float) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         delta = pos.unsqueeze(0) - pos.unsqueeze(1)
-        near = (delta * delta).sum(-1) < cutoff * cutoff
+        squared = (delta * delta).sum(-1)
+        near = squared < cutoff * cutoff
         near.fill_diagonal_(False)
         center, neighbor = near.nonzero(as_tuple=True)
+        _check_apart(squared[center, neighbor], center, neighbor)
         return torch.stack([neighbor, center]), pos.new_zeros(len(center), 3)
 
 
@@ -60,12 +63,24 @@ def _cell_list(pos: Tensor, cutoff: float, cell: Tensor | None, pbc: Sequence[bo
         # matscipy wants a cell that holds the atoms; without periodicity its shape does not matter
         box = np.diag(np.ptp(xyz, axis=0) + 2 * cutoff)
         xyz = xyz - xyz.min(axis=0) + cutoff
-    center, neighbor, shift = neighbour_list(
-        "ijS", positions=xyz, cell=box, pbc=list(pbc), cutoff=float(cutoff)
+    center, neighbor, shift, distance = neighbour_list(
+        "ijSd", positions=xyz, cell=box, pbc=list(pbc), cutoff=float(cutoff)
     )
+    _check_apart(torch.from_numpy(distance), center, neighbor)
     edge_index = torch.from_numpy(np.stack([neighbor, center]).astype(np.int64))
     edge_shift = torch.from_numpy(shift.astype(np.float64) @ box)
     return edge_index.to(pos.device), edge_shift.to(pos)
+
+
+def _check_apart(
+    distance: Tensor, center: Tensor | NDArray[np.int32], neighbor: Tensor | NDArray[np.int32]
+) -> None:
+    together = distance == 0
+    if bool(together.any()):
+        first = int(together.nonzero()[0])
+        raise UnsupportedInputError(
+            f"atoms {int(center[first])} and {int(neighbor[first])} are at the same place; move or remove one"
+        )
 
 
 def _checked_cell(cell: Tensor | None, pbc: Sequence[bool]) -> NDArray[np.float64]:
