@@ -74,6 +74,7 @@ class TrainingRun(_Strict):
     """How long, where and from which seed the weights were trained."""
 
     steps: int | None = Field(default=None, ge=0)
+    selected_step: int | None = Field(default=None, ge=0, description="whose weights were kept")
     wall_seconds: float | None = Field(default=None, ge=0)
     hardware: str | None = None
     seed: int | None = None
@@ -125,8 +126,10 @@ class ModelCard(_Strict):
     package_version: str = Field(default=__version__, description="ffpretrain that wrote the file")
     name: str = Field(min_length=1)
     description: str = ""
-    kind: Literal["potential"] = Field(
-        default="potential", description="energy with forces by differentiation"
+    kind: Literal["potential", "pretrained"] = Field(
+        default="potential",
+        description="potential: energy with forces by differentiation; pretrained: weights to start from, "
+        "whose energy means nothing",
     )
     backbone: Component
     head: Component = Field(default_factory=lambda: Component(name="energy"))

@@ -112,11 +112,12 @@ def load_potential(
         dtype: precision of the network: ``"float32"``, ``"float64"`` or the torch type; None keeps that of
             the file. Scale, reference energies and sums are float64 always.
         trainable: let gradients flow to the weights, to train further (after ``.train()``); off, dynamics do
-            not spend time on them. Does not apply to a potential that is given.
+            not spend time on them. Needed for a file of kind ``pretrained``, which is there to be trained.
+            Does not apply to a potential that is given.
 
     Raises:
         ArtifactError: an unknown name (the nearest are named), or a file that is missing, damaged, of another
-            kind, newer than this package, or that contradicts its card.
+            kind, newer than this package, that contradicts its card, or that has learned no energy yet.
         ConfigError: an unknown device or precision, or a device that is absent.
     """
     target, precision = resolve_device(device), _resolve_dtype(dtype)
@@ -128,6 +129,11 @@ def load_potential(
     header = read_header(io.BytesIO(blob), len(blob), where)
     card = card_of(header, where)
     check_content(header, blob, where)
+    if card.kind == "pretrained" and not trainable:
+        raise ArtifactError(
+            f"{where}: holds pretrained weights that have learned no energy yet; fine-tune it first: "
+            f"ffpretrain train RECIPE model.pretrained={where}"
+        )
     potential = _build(card, where)
     _fill(potential, blob, where)
     potential.eval()

@@ -272,6 +272,15 @@ def test_missing_format_version_is_refused(saved: Path, tmp_path: Path) -> None:
     refused(forge(saved, tmp_path / "n.safetensors", drop=("format_version",)), "format_version")
 
 
+def test_pretrained_weights_are_only_for_training(tmp_path: Path) -> None:
+    potential = tiny()
+    path = save_potential(potential, tmp_path / "p.safetensors", make_card(potential, "p", kind="pretrained"))
+    refused(path, "no energy yet", f"ffpretrain train RECIPE model.pretrained={path}")
+    loaded = load_potential(path, trainable=True)
+    assert loaded.card is not None and loaded.card.kind == "pretrained"
+    assert torch.equal(loaded.eval().features(water()).scalars, potential.features(water()).scalars)
+
+
 # files that are no model
 
 
