@@ -120,6 +120,11 @@ class Potential(nn.Module):
         Raises:
             UnsupportedInputError: an element the model never saw.
         """
+        if torch.is_inference_mode_enabled():
+            # forces need a derivative, which inference mode forbids; copies made outside of it allow one
+            with torch.inference_mode(False):
+                copies = (t.clone() if isinstance(t, Tensor) else t for t in graph)
+                return self.forward(Graph._make(copies), forces=forces, stress=stress)
         self.check_elements(graph.z)
         volume = torch.linalg.det(graph.cell).abs()
         periodic = bool((volume > 0).any()) if stress is None else stress
