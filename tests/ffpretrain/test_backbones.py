@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,6 +40,14 @@ def test_kit(name: str, check: str) -> None:
 @pytest.mark.parametrize(("name", "options"), VARIANTS)
 def test_kit_on_variants(name: str, options: dict[str, Any]) -> None:
     testing.check_all(build(name, **options), seed=1)
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_second_derivatives_are_finite_in_single_precision(name: str) -> None:
+    potential = testing.potential_of(build(name)).float()
+    for graph in testing.symmetric_molecules([6, 1], potential.cutoff).values():
+        testing.check_second_derivatives(potential, graph)
+        testing.check_second_derivatives(testing.DenseModel(potential), graph)
 
 
 def test_without_vector_cutoff_the_energy_jumps_and_nothing_else_breaks() -> None:
@@ -114,3 +124,16 @@ def test_gaussian_basis_peaks_at_its_centres() -> None:
     values = basis(torch.tensor([0.0, 1.0, 2.5]))
     assert values[0, 0] == 1 and values[1, 1] == 1
     assert values[2, 2] == values[2, 3] == pytest.approx(2.718281828 ** (-1 / 8))
+
+
+def test_the_example_of_the_documentation_passes() -> None:
+    page = Path(__file__).parents[2] / "docs" / "backbones.md"
+    if not page.is_file():
+        pytest.skip("needs a checkout")
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        if "class Simple" in block or "def test_symmetry" in block:
+            exec(compile(block, str(page), "exec"), names)
+    for check in testing.CHECK_NAMES:
+        names["test_symmetry"](check)
