@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ffpretrain.errors import ConfigError
+from ffpretrain.errors import ArtifactError, ConfigError
 from ffpretrain.graphs import Graph
 from ffpretrain.pairs import EdgeList, Pairs
 
@@ -90,3 +91,23 @@ def check_positive(name: str, **options: float) -> None:
     for option, value in options.items():
         if not value > 0:
             raise ConfigError(f"{name}: {option}={value} must be above zero")
+
+
+def load_exactly(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Load a whole state dict that another program's weights were mapped to.
+
+    Args:
+        module: takes the weights.
+        weights: by this package's names; every one that the module has.
+        source: named in the error.
+
+    Raises:
+        ArtifactError: a weight has another shape than the module's.
+    """
+    for key, own in module.state_dict().items():
+        if weights[key].shape != own.shape:
+            raise ArtifactError(
+                f"{source}: {key} has shape {tuple(weights[key].shape)} where the sizes given need "
+                f"{tuple(own.shape)}"
+            )
+    module.load_state_dict(dict(weights))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ffpretrain.backbones.base import Backbone, Features, check_positive
+from ffpretrain.backbones.base import Backbone, Features, check_positive, load_exactly
 from ffpretrain.backbones.radial import GaussianBasis, cosine_cutoff
 from ffpretrain.errors import ArtifactError
 from ffpretrain.pairs import Pairs
@@ -201,7 +201,7 @@ def from_schnetpack(
         for kind in ("weight", "bias"):
             full = ours[f"{layer}.{kind}"]
             ours[f"{layer}.{kind}"] = torch.cat([full[: 2 * hidden], full[3 * hidden :]])
-    model.load_state_dict(ours)
+    load_exactly(model, ours, "SchNetPack PaiNN")
     return model
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ffpretrain.backbones.base import load_exactly
 from ffpretrain.backbones.torchmd_et import TorchMDET
 from ffpretrain.errors import ArtifactError
 from ffpretrain.units import energy_unit as energy_unit_size
@@ -90,8 +91,8 @@ def convert(
         reference_energies={z: e * energy for z, e in enumerate(reference) if 0 < z < max_z},
         elements=list(range(1, max_z)) if elements is None else list(elements),
     ).to(weights["representation_model.embedding.weight"].dtype)
-    _load(backbone, _backbone_weights(weights, backbone, whitened), "representation_model")
-    _load(potential.head, _head_weights(weights), "output_model")
+    load_exactly(backbone, _backbone_weights(weights, backbone, whitened), "TorchMD-Net representation_model")
+    load_exactly(potential.head, _head_weights(weights), "TorchMD-Net output_model")
     return potential.eval()
 
 
@@ -214,6 +215,10 @@ def _value_blocks(rows: Tensor, heads: int, first: bool) -> Tensor:
         All heads' rows of ``x``, then of ``direction``, then of ``vector``; the first layer has no vectors,
         so that its last block is left out.
     """
+    if rows.shape[0] % (3 * heads):
+        raise ArtifactError(
+            f"TorchMD-Net: a value projection of {rows.shape[0]} rows does not fit {heads} heads"
+        )
     by_head = rows.unflatten(0, (heads, 3, -1))
     x, vector, direction = (by_head[:, i].flatten(0, 1) for i in range(3))
     return torch.cat([x, direction] if first else [x, direction, vector])
@@ -230,15 +235,3 @@ def _head_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for kind in ("weight", "bias"):
         ours[f"second.out.{kind}"] = ours[f"second.out.{kind}"][:1]
     return ours
-
-
-def _load(module: torch.nn.Module, weights: Mapping[str, Tensor], part: str) -> None:
-    """Load what must be the whole state of a module, refusing shapes that contradict the hyper-parameters."""
-    state = module.state_dict()
-    for key, value in weights.items():
-        if state[key].shape != value.shape:
-            raise ArtifactError(
-                f"TorchMD-Net {part}: {key} has shape {tuple(value.shape)} where the hyper-parameters give "
-                f"{tuple(state[key].shape)}"
-            )
-    module.load_state_dict(dict(weights))

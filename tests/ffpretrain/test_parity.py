@@ -167,6 +167,7 @@ def test_atomic_reference_prior() -> None:
         ({"num_layers": 2}, "keys with no place here: .*attention_layers.2"),
         ({"num_layers": 4}, "lacks .*attention_layers.3"),
         ({"num_rbf": 9}, r"basis.means has shape \(8,\) where .* \(9,\)"),
+        ({"embedding_dimension": 32, "num_heads": 32}, "48 rows does not fit 32 heads"),
         ({"layernorm_on_vec": "whitened"}, "lacks representation_model.out_norm_vec.weight"),
     ],
 )
@@ -236,6 +237,9 @@ def test_schnetpack_refusals() -> None:
         from_schnetpack(
             {k: v for k, v in weights.items() if k != "interactions.1.interatomic_context_net.0.bias"}
         )
+    with pytest.raises(ArtifactError, match=r"context_in.weight has shape \(8, 16\) where"):
+        key = "interactions.0.interatomic_context_net.0.weight"
+        from_schnetpack({**weights, key: weights[key][:8]})
     with pytest.raises(ArtifactError, match=r"radial_basis.freqs"):
         renamed = {k: v for k, v in weights.items() if not k.startswith("radial_basis")}
         from_schnetpack({**renamed, "radial_basis.freqs": torch.ones(8)})
