@@ -50,6 +50,10 @@ class Objective(nn.Module, ABC):
         """
         raise ConfigError(f"objective {self.name!r} has no compiled path; set compile: false")
 
+    def not_parallel(self) -> str | None:
+        """Say why several processes would not give what one gives, or None where they do."""
+        return None
+
     @abstractmethod
     def potential(self, kT: float | None = None, sigma: float | None = None) -> nn.Module:
         """Return what was learned as a potential: called with a graph, it gives energy and forces.

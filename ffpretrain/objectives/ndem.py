@@ -166,6 +166,15 @@ class NDeM(Supervised):
         terms["loss"] = terms["loss"] + self.ndem_weight * terms["ndem"]
         return terms
 
+    def not_parallel(self) -> str | None:
+        """See :class:`~ffpretrain.objectives.base.Objective`: a part of a batch depends on its sharing."""
+        if self.structure_ratio < 1 or self.only_corrupted:
+            return (
+                "ndem shares its loss among processes exactly only with structure_ratio: 1 and "
+                "only_corrupted: false; set both, or train with one device"
+            )
+        return None
+
     def _takes_part(self, generator: torch.Generator) -> bool:
         """Decide, from the step's generator, whether this step has the auxiliary task."""
         if self.batch_probability == 1:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 
@@ -48,14 +49,22 @@ class SampleDataset(TorchDataset[Sample]):
         frames: the frames, in eV and Å.
         cutoff: Å.
         needs: labels every frame must have.
+        ids: number of each frame, for noise and messages; None counts from 0.
 
     Raises:
         DataError: a frame lacks a label; names it.
     """
 
-    def __init__(self, frames: Dataset, cutoff: float, needs: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        frames: Dataset,
+        cutoff: float,
+        needs: Sequence[str] = (),
+        ids: NDArray[np.int64] | None = None,
+    ) -> None:
         self._samples = []
-        for i, frame in enumerate(frames):
+        numbers = range(len(frames)) if ids is None else ids.tolist()
+        for i, frame in zip(numbers, frames, strict=True):
             for name in needs:
                 if getattr(frame, name) is None:
                     raise DataError(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from ffpretrain.errors import NonFiniteError
+from ffpretrain.errors import ConfigError, NonFiniteError
 from ffpretrain.graphs import Sample, atoms_per_graph
 from ffpretrain.objectives.base import Objective
+from ffpretrain.training.checkpoints import RECORD
 from ffpretrain.training.config import OptimizerConfig, ScheduleConfig
-from ffpretrain.training.schedules import make_schedule
+from ffpretrain.training.schedules import RateFactor, make_schedule
 
 
 class ForceFieldModule(L.LightningModule):
@@ -24,17 +27,57 @@ class ForceFieldModule(L.LightningModule):
         schedule: learning-rate schedule.
         max_steps: length of the run, for the schedule.
         seed: of the noise; the draws of step k depend on the seed and k alone.
+        compiled: build compiled functions when training starts.
+        threads: CPU threads of a process that was started for this run; None leaves torch's choice.
+
+    Attributes:
+        terms: the last step's loss and its terms by name, detached, of this process.
+        errors: the last validation's means over all processes; forces in eV/Å, energies in eV.
     """
 
     def __init__(
-        self, objective: Objective, optimizer: OptimizerConfig, schedule: ScheduleConfig, max_steps: int, seed: int
+        self,
+        objective: Objective,
+        optimizer: OptimizerConfig,
+        schedule: ScheduleConfig,
+        max_steps: int,
+        seed: int,
+        compiled: bool = False,
+        threads: int | None = None,
     ) -> None:
         super().__init__()
         self.objective = objective
         self._optimizer, self._schedule = optimizer, schedule
         self._max_steps, self._seed = max_steps, seed
+        self._compiled, self._threads = compiled, threads
+        self._rate: RateFactor | None = None
         self._sums: dict[str, float] = {}
-        self._frames: list[int] = []
+        self._frames = torch.zeros(0, dtype=torch.int64)
+        self._seconds_before, self._begun = 0.0, 0.0
+        self.terms: dict[str, Tensor] = {}
+        self.errors: dict[str, float] = {}
+
+    @property
+    def monitor(self) -> str:
+        """The quantity that selects the best weights; smaller is better."""
+        return "val/forces_mae" if self.objective.needs_labels else "val/loss"
+
+    def on_fit_start(self) -> None:
+        """Start the clock; build compiled functions, in the process that will call them."""
+        self._begun = time.monotonic()
+        if self._threads is not None and torch.get_num_threads() != self._threads:
+            torch.set_num_threads(self._threads)
+        if self._compiled:
+            self.objective.accelerate()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the training time so far, resumed parts included."""
+        elapsed = time.monotonic() - self._begun if self._begun else 0.0
+        checkpoint[RECORD] = {"wall_seconds": self._seconds_before + elapsed}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over the training time; a checkpoint of another program has none."""
+        self._seconds_before = float(checkpoint.get(RECORD, {}).get("wall_seconds", 0.0))
 
     def _generator(self, step: int, stream: int) -> torch.Generator:
         # two streams: training noise and validation noise; both follow from (seed, step) on every process
@@ -42,22 +85,25 @@ class ForceFieldModule(L.LightningModule):
 
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
         """Return the loss of one batch."""
+        self._frames = batch.extras["index"]
         terms = self.objective(self._with_global_counts(batch), self._generator(self.global_step, 0))
         loss = terms["loss"]
-        self._frames = batch.extras["index"].tolist()
         if not bool(torch.isfinite(loss)):
             raise NonFiniteError(
                 f"the loss is not finite at step {self.global_step}; frames of the batch: "
-                f"{self._frames}; lower the learning rate or check these frames"
+                f"{self._frames.tolist()}; lower the learning rate or check these frames "
+                "(ffpretrain data check)"
             )
-        self.log_dict({f"train/{k}": v.detach() for k, v in terms.items()}, batch_size=batch.graph.n_graphs)
+        self.terms = {name: value.detach() for name, value in terms.items()}
         return loss
 
     def _with_global_counts(self, batch: Sample) -> Sample:
         world = self.trainer.world_size
         if world == 1:
             return batch
-        counts = torch.tensor([len(batch.graph.z), batch.graph.n_graphs], dtype=torch.float64, device=self.device)
+        counts = torch.tensor(
+            [len(batch.graph.z), batch.graph.n_graphs], dtype=torch.float64, device=self.device
+        )
         share = self.trainer.strategy.reduce(counts, reduce_op="sum") / world
         return batch._replace(extras={**batch.extras, "n_atoms": share[0], "n_graphs": share[1]})
 
@@ -66,11 +112,19 @@ class ForceFieldModule(L.LightningModule):
         grads = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
         if bool(torch.isfinite(torch.nn.utils.get_total_norm(grads.values()))):
             return
-        name = next(n for n, g in grads.items() if not bool(torch.isfinite(g).all()))
+        # gradients are means over the processes: any of them may hold the frame
+        frames = sorted(torch.as_tensor(self.all_gather(self._frames)).flatten().tolist())
+        broken = [name for name, grad in grads.items() if not bool(torch.isfinite(grad).all())]
+        what = f"the gradient of {broken[0]}" if broken else "the norm of the gradient"
         raise NonFiniteError(
-            f"the gradient of {name} is not finite at step {self.global_step}; frames of the batch: "
-            f"{self._frames}; lower the learning rate or check these frames (ffpretrain data check)"
+            f"{what} is not finite at step {self.global_step}; frames of the batch: {frames}; "
+            "lower the learning rate or check these frames (ffpretrain data check)"
         )
+
+    def on_train_batch_end(self, outputs: Any, batch: Sample, batch_idx: int) -> None:
+        """Ask for a validation after the last step, whatever the interval: its weights are the best yet."""
+        if self.global_step >= self._max_steps:
+            self.trainer.should_stop = True
 
     def on_validation_epoch_start(self) -> None:
         """Reset the sums."""
@@ -79,46 +133,65 @@ class ForceFieldModule(L.LightningModule):
     def validation_step(self, batch: Sample, batch_idx: int) -> None:
         """Add up errors of one batch; label-free objectives add up their loss."""
         if not self.objective.needs_labels:
-            with torch.enable_grad():
-                terms = self.objective(batch, self._generator(batch_idx, 1))
-            n = batch.graph.n_graphs
-            self._add({key: (float(value.detach()) * n, n) for key, value in terms.items()})
-            return
+            terms = self._label_free_terms(batch)
+        else:
+            terms = self._label_errors(batch)
+        for key, (total, count) in terms.items():
+            if not abs(total) < float("inf"):
+                raise NonFiniteError(
+                    f"the validation error {key} is not finite at step {self.global_step}; frames of the "
+                    f"batch: {batch.extras['index'].tolist()}; lower the learning rate or check these frames"
+                )
+            self._sums[key] = self._sums.get(key, 0.0) + total
+            self._sums[f"n_{key}"] = self._sums.get(f"n_{key}", 0.0) + count
+
+    def _label_free_terms(self, batch: Sample) -> dict[str, tuple[float, int]]:
+        # one noise for each frame, the same at every validation: streams are seeded by frame
+        with torch.enable_grad():
+            terms = self.objective(batch, self._generator(0, 1))
+        n = batch.graph.n_graphs
+        return {key: (float(value.detach()) * n, n) for key, value in terms.items()}
+
+    def _label_errors(self, batch: Sample) -> dict[str, tuple[float, int]]:
         out = self.objective.network(batch.graph, stress=False)
         n_atoms = atoms_per_graph(batch.graph)
         force_error = out["forces"] - batch.targets["forces"]
         energy_error = out["energy"] - batch.targets["energy"]
         components, graphs = force_error.numel(), batch.graph.n_graphs
-        self._add(
-            {
-                "forces_mae": (float(force_error.abs().sum()), components),
-                "forces_mse": (float(force_error.square().sum()), components),
-                "energy_mae": (float(energy_error.abs().sum()), graphs),
-                "energy_per_atom_mae": (float((energy_error / n_atoms).abs().sum()), graphs),
-            }
-        )
-
-    def _add(self, terms: dict[str, tuple[float, int]]) -> None:
-        for key, (total, count) in terms.items():
-            self._sums[key] = self._sums.get(key, 0.0) + total
-            self._sums[f"n_{key}"] = self._sums.get(f"n_{key}", 0.0) + count
+        return {
+            "forces_mae": (float(force_error.abs().sum()), components),
+            "forces_mse": (float(force_error.square().sum()), components),
+            "energy_mae": (float(energy_error.abs().sum()), graphs),
+            "energy_per_atom_mae": (float((energy_error / n_atoms).abs().sum()), graphs),
+        }
 
     def on_validation_epoch_end(self) -> None:
-        """Log ``val/...`` means over all processes; forces in eV/Å, energies in eV."""
+        """Log ``val/...`` means over all processes and tell the schedule; forces in eV/Å, energies in eV."""
         keys = [key for key in self._sums if not key.startswith("n_")]
         packed = torch.tensor(
             [[self._sums[k], self._sums[f"n_{k}"]] for k in keys], dtype=torch.float64, device=self.device
         )
         if self.trainer.world_size > 1:
             packed = self.trainer.strategy.reduce(packed, reduce_op="sum")
+        self.errors = {}
         for key, (total, count) in zip(keys, packed.tolist(), strict=True):
-            name = "forces_rmse" if key == "forces_mse" else key
             value = total / count
-            self.log(f"val/{name}", value**0.5 if name == "forces_rmse" else value, prog_bar=False)
+            if key == "forces_mse":
+                key, value = "forces_rmse", value**0.5
+            self.errors[f"val/{key}"] = value
+        self.log_dict(self.errors)
+        watched = self._schedule.monitor or self.monitor
+        if watched not in self.errors:
+            raise ConfigError(
+                f"schedule.monitor: no quantity {watched!r} is measured; known: {', '.join(self.errors)}"
+            )
+        if self._rate is not None:
+            self._rate.observe(self.errors[watched])
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW without decay on biases, norms, embeddings and radial parameters."""
-        decay, rest = [], []
+        decay: list[Tensor] = []
+        rest: list[Tensor] = []
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 plain = parameter.dim() < 2 or "embedding" in name
@@ -132,5 +205,5 @@ class ForceFieldModule(L.LightningModule):
             amsgrad=options.amsgrad,
             foreach=True,
         )
-        scheduler = make_schedule(self._schedule, optimizer, self._max_steps)
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+        scheduler, self._rate = make_schedule(self._schedule, optimizer, self._max_steps)
+        return OptimizerLRSchedulerConfig(optimizer=optimizer, lr_scheduler=scheduler)

@@ -4,39 +4,106 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, WeightAveraging
-from lightning.pytorch.loggers import CSVLogger, Logger
-from torch.optim.swa_utils import get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.strategies import DDPStrategy
+from torch.multiprocessing.spawn import ProcessRaisedException
 
-from ffpretrain.backbones import create_backbone
 from ffpretrain.datasets import open_dataset
 from ffpretrain.datasets.frames import Dataset
 from ffpretrain.datasets.splits import Splits, load_splits, random_split, save_splits
-from ffpretrain.errors import DataError
+from ffpretrain.errors import ConfigError, DataError
 from ffpretrain.objectives import Objective, create_objective, objective_class
 from ffpretrain.potential import Potential
-from ffpretrain.training.config import Recipe
-from ffpretrain.training.data import SampleDataset, StreamSampler, collate
+from ffpretrain.training.checkpoints import (
+    LAST,
+    AtomicCheckpointIO,
+    BestAndLast,
+    is_complete,
+    read_checkpoint,
+    weight_average,
+)
+from ffpretrain.training.config import Recipe, TrainerConfig
+from ffpretrain.training.data import SampleDataset
+from ffpretrain.training.feed import FrameData
+from ffpretrain.training.finish import finish
+from ffpretrain.training.folder import SPLITS_FILE, check_folder, check_splits, start_folder
+from ffpretrain.training.logs import MetricLog
 from ffpretrain.training.module import ForceFieldModule
-from ffpretrain.training.statistics import LabelStatistics, label_statistics
+from ffpretrain.training.pretrained import Pretrained, load_pretrained, make_backbone, open_pretrained
+from ffpretrain.training.process import borrowed_process, user_error_of
+from ffpretrain.training.progress import Progress
+from ffpretrain.training.statistics import LabelStatistics, elements_of, label_statistics
 
 
 @dataclass
 class Run:
-    """What a training run is made of, ready to fit."""
+    """What a training run is made of, ready to fit.
+
+    Attributes:
+        recipe: of the run.
+        dataset: all frames.
+        splits: which of them train, validate and test.
+        statistics: of the training labels; None for an objective without labels.
+        module: the objective with its network, as Lightning trains it.
+        parent: the model that it starts from, if any.
+        notes: what a user should know of the start, one line each.
+    """
 
     recipe: Recipe
     dataset: Dataset
     splits: Splits
     statistics: LabelStatistics | None
     module: ForceFieldModule
+    parent: Pretrained | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def train(
+    recipe: Recipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+    say: Callable[[str], None] | None = None,
+) -> Path:
+    """Run a recipe from the data to the model file ``out/model.safetensors``.
+
+    Args:
+        recipe: what to do.
+        out: folder of the run.
+        resume: go on from the last checkpoint in ``out``; on a run that is complete, only the model file is
+            made again.
+        overwrite: replace a run in ``out``.
+        progress: show progress on standard error.
+        say: receives lines about the start, such as weights that a pretrained model does not have.
+
+    Returns:
+        Path of the model file.
+
+    Raises:
+        UserError: anything in the recipe, the data or the folder that does not fit, or a loss or gradient
+            that is not finite.
+    """
+    check_folder(out, recipe, resume, overwrite)
+    run = prepare(recipe)
+    if say is not None:
+        for line in run.notes:
+            say(line)
+    if resume:
+        check_splits(out, run.splits)
+    else:
+        start_folder(out, recipe)
+    if not resume or not is_complete(read_checkpoint(out / "checkpoints" / LAST), recipe.trainer.max_steps):
+        fit(run, out, resume, [Progress()] if progress else None)
+    return finish(run, out)
 
 
 def split_dataset(recipe: Recipe, dataset: Dataset) -> Splits:
@@ -51,11 +118,11 @@ def split_dataset(recipe: Recipe, dataset: Dataset) -> Splits:
     rest = len(dataset) - data.train - data.val
     if rest < (data.test or 0):
         raise DataError(
-            f"{dataset.metadata.name} has {len(dataset)} frames, fewer than train {data.train} + val {data.val}"
-            f" + test {data.test or 0}; lower data.train, data.val or data.test"
+            f"{dataset.metadata.name} has {len(dataset)} frames, fewer than train {data.train} + "
+            f"val {data.val} + test {data.test or 0}; lower data.train, data.val or data.test"
         )
-    return random_split(len(dataset), [data.train, data.val, rest if data.test is None else data.test],
-                        data.split_seed, dataset)
+    sizes = [data.train, data.val, rest if data.test is None else data.test]
+    return random_split(len(dataset), sizes, data.split_seed, dataset)
 
 
 def prepare(recipe: Recipe) -> Run:
@@ -64,35 +131,73 @@ def prepare(recipe: Recipe) -> Run:
     Raises:
         UserError: anything in the recipe or the data that does not fit.
     """
+    config = recipe.trainer
+    labelled = objective_class(recipe.objective.name).needs_labels
+    parent = open_pretrained(recipe.model)
     dataset = open_dataset(
         recipe.data.source, *([recipe.data.molecule] if recipe.data.molecule else []), **recipe.data.options
     )
     splits = split_dataset(recipe, dataset)
-    labelled = objective_class(recipe.objective.name).needs_labels
     statistics = label_statistics(dataset[splits.train]) if labelled else None
-    objective = build_objective(recipe, statistics)
+    elements = sorted(statistics.reference_energies) if statistics else elements_of(dataset[splits.train])
+    objective, notes = build_objective(recipe, statistics, elements, parent)
+    problem = objective.not_parallel()
+    if config.devices > 1 and problem:
+        raise ConfigError(f"trainer.devices={config.devices}: {problem}")
+    if config.batch_size % config.devices:
+        raise ConfigError(
+            f"trainer.batch_size={config.batch_size} does not divide among trainer.devices={config.devices}"
+        )
     module = ForceFieldModule(
-        objective, recipe.optimizer, recipe.schedule, recipe.trainer.max_steps, recipe.trainer.seed
+        objective,
+        recipe.optimizer,
+        recipe.schedule,
+        config.max_steps,
+        config.seed,
+        config.compile,
+        config.threads,
     )
-    return Run(recipe, dataset, splits, statistics, module)
+    return Run(recipe, dataset, splits, statistics, module, parent, notes)
 
 
-def build_objective(recipe: Recipe, statistics: LabelStatistics | None) -> Objective:
-    """Build potential and objective; torch's global random state is left as it was."""
-    backbone_config = recipe.model.backbone
+def build_objective(
+    recipe: Recipe, statistics: LabelStatistics | None, elements: list[int], parent: Pretrained | None = None
+) -> tuple[Objective, list[str]]:
+    """Build potential and objective; torch's global random state is left as it was.
+
+    Args:
+        recipe: names network and objective.
+        statistics: of the training labels; None for an objective without labels.
+        elements: atomic numbers in the training frames.
+        parent: gives its weights.
+
+    Returns:
+        The objective, and lines about weights of the parent that did not match.
+
+    Raises:
+        ConfigError: an unknown name or option, or a parent that does not fit.
+    """
+    keep_scale = parent is not None and recipe.model.pretrained_head
+    scale = statistics.force_rms if statistics else 1.0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.trainer.seed)
         potential = Potential(
-            create_backbone(backbone_config.name, **backbone_config.options),
-            scale=statistics.force_rms if statistics else 1.0,
+            make_backbone(recipe.model, parent),
+            # a head that is taken over answers in the unit it was trained in
+            scale=float(parent.potential.scale) if parent is not None and keep_scale else scale,
             reference_energies=statistics.reference_energies if statistics else None,
+            elements=elements,
         )
+        notes = load_pretrained(potential, parent, recipe.model.pretrained_head) if parent else []
         objective = create_objective(recipe.objective.name, potential=potential, **recipe.objective.options)
-    return objective.to(getattr(torch, recipe.trainer.precision))
+    return objective.to(getattr(torch, recipe.trainer.precision)), notes
 
 
 def fit(run: Run, out: Path, resume: bool = False, callbacks: list[Callback] | None = None) -> L.Trainer:
     """Train, writing checkpoints and logs under ``out``.
+
+    While it trains, the number of CPU threads the recipe asks for and torch's deterministic algorithms hold
+    for the whole process; both are put back at the end.
 
     Args:
         run: from :func:`prepare`.
@@ -101,20 +206,40 @@ def fit(run: Run, out: Path, resume: bool = False, callbacks: list[Callback] | N
         callbacks: more callbacks, such as a progress bar.
 
     Raises:
-        DataError: ``resume`` without a checkpoint.
-        NonFiniteError: a loss or gradient is NaN or infinite.
+        DataError: ``resume`` without a checkpoint, or a folder that cannot be written.
+        NonFiniteError: a loss, gradient or validation error is NaN or infinite.
+        KeyboardInterrupt: Ctrl-C; the last checkpoint stays.
     """
-    config = run.recipe.trainer
-    last = out / "checkpoints" / "last.ckpt"
+    last = out / "checkpoints" / LAST
     if resume and not last.is_file():
         raise DataError(f"{last}: no checkpoint to resume from; run without --resume")
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    (out / "checkpoints").mkdir(parents=True, exist_ok=True)
-    save_splits(out / "splits.json", run.splits)
-    trainer = L.Trainer(
-        accelerator=config.accelerator,
+    try:
+        last.parent.mkdir(parents=True, exist_ok=True)
+        save_splits(out / SPLITS_FILE, run.splits)
+    except OSError as error:
+        raise DataError(
+            f"{out}: cannot be written ({error.strerror or error}); give another folder"
+        ) from error
+    feed = _feed(run)
+    with borrowed_process(run.recipe.trainer.threads):
+        trainer = _trainer(run, out, callbacks or [])
+        try:
+            trainer.fit(run.module, datamodule=feed, ckpt_path=last if resume else None, weights_only=True)
+        except ProcessRaisedException as error:
+            raise user_error_of(error) from error
+        except SystemExit:
+            # Lightning answers Ctrl-C by leaving the process; that is for the caller to decide
+            raise KeyboardInterrupt from None
+    return trainer
+
+
+def _trainer(run: Run, out: Path, callbacks: list[Callback]) -> L.Trainer:
+    config = run.recipe.trainer
+    return L.Trainer(
+        accelerator=_accelerator(config),
         devices=config.devices,
+        strategy=_strategy(config),
+        plugins=[AtomicCheckpointIO()],
         max_steps=config.max_steps,
         max_epochs=-1,
         val_check_interval=min(config.val_every_steps, config.max_steps),
@@ -125,53 +250,53 @@ def fit(run: Run, out: Path, resume: bool = False, callbacks: list[Callback] | N
         use_distributed_sampler=False,
         enable_model_summary=False,
         enable_progress_bar=False,
-        log_every_n_steps=min(50, config.val_every_steps),
-        logger=_loggers(out),
-        callbacks=[*_callbacks(run, out), *(callbacks or [])],
+        logger=False,
+        callbacks=[*_callbacks(run, out), *callbacks],
         deterministic=True,
     )
-    loaders = _loaders(run)
-    if config.compile:
-        run.module.objective.accelerate()
-    trainer.fit(run.module, *loaders, ckpt_path=last if resume else None, weights_only=True)
-    return trainer
 
 
-def _loaders(run: Run) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    config, cutoff = run.recipe.trainer, run.module.objective.network.cutoff
+def _accelerator(config: TrainerConfig) -> str:
+    """Return cpu or cuda; energies need float64, which other accelerators lack.
+
+    Raises:
+        ConfigError: a GPU, or more GPUs, are asked for than there are.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    chosen = config.accelerator if config.accelerator != "auto" else "cuda" if count else "cpu"
+    if chosen == "cuda" and config.devices > count:
+        raise ConfigError(
+            f"trainer.devices={config.devices} with accelerator cuda: torch finds {count} GPUs; "
+            "lower trainer.devices or set trainer.accelerator: cpu"
+        )
+    return chosen
+
+
+def _strategy(config: TrainerConfig) -> Any:
+    if config.devices == 1:
+        return "auto"
+    # spawned, so that the caller's program is not run again; steps without an auxiliary task leave its head
+    # without gradients, which DDP has to be told
+    return DDPStrategy(start_method="spawn", find_unused_parameters=True)
+
+
+def _feed(run: Run) -> FrameData:
+    cutoff = run.module.objective.network.cutoff
     needs = ("energy", "forces") if run.module.objective.needs_labels else ()
-    train = SampleDataset(run.dataset[run.splits.train], cutoff, needs)
-    val = SampleDataset(run.dataset[run.splits.val], cutoff, needs)
-    sampler = StreamSampler(len(train), config.batch_size, config.seed, lambda: run.module.global_step)
-    return (
-        DataLoader(train, batch_sampler=sampler, collate_fn=collate),
-        DataLoader(val, batch_size=config.val_batch_size, collate_fn=collate),
+    train, val = (
+        SampleDataset(run.dataset[part], cutoff, needs, part) for part in (run.splits.train, run.splits.val)
     )
-
-
-def _loggers(out: Path) -> list[Logger]:
-    loggers: list[Logger] = [CSVLogger(out, name="", version="logs")]
-    try:
-        from lightning.pytorch.loggers import TensorBoardLogger
-
-        loggers.append(TensorBoardLogger(out, name="", version="logs"))
-    except ModuleNotFoundError:
-        pass
-    return loggers
+    return FrameData(train, val, run.recipe.trainer)
 
 
 def _callbacks(run: Run, out: Path) -> list[Callback]:
     config = run.recipe.trainer
-    monitor = "val/forces_mae" if run.module.objective.needs_labels else "val/loss"
-    callbacks: list[Callback] = [
-        ModelCheckpoint(
-            out / "checkpoints", filename="best", monitor=monitor, save_last=True, enable_version_counter=False,
-            auto_insert_metric_name=False,
-        )
-    ]
+    monitor = run.module.monitor
+    callbacks: list[Callback] = []
     if config.ema_decay is not None:
-        average = get_ema_multi_avg_fn(config.ema_decay)
-        callbacks.insert(0, WeightAveraging(use_buffers=False, multi_avg_fn=average))
+        callbacks.append(weight_average(config.ema_decay))
+    callbacks.append(MetricLog(out / "logs", min(config.val_every_steps, config.max_steps)))
+    callbacks.append(BestAndLast(out / "checkpoints", monitor))
     if config.early_stopping is not None:
         callbacks.append(EarlyStopping(monitor, patience=config.early_stopping))
     return callbacks

@@ -56,5 +56,18 @@ def label_statistics(frames: Dataset) -> LabelStatistics:
     if not force_rms > 0:
         raise DataError(f"all forces of {frames.metadata.name} are zero; check the labels")
     return LabelStatistics(
-        dict(zip(elements, solution.tolist(), strict=True)), force_rms, float(np.std(target - matrix @ solution))
+        dict(zip(elements, solution.tolist(), strict=True)),
+        force_rms,
+        float(np.std(target - matrix @ solution)),
     )
+
+
+def elements_of(frames: Dataset) -> list[int]:
+    """Return the atomic numbers that occur in frames, ascending.
+
+    Raises:
+        DataError: no frames.
+    """
+    if len(frames) == 0:
+        raise DataError("the training split is empty; give at least one frame")
+    return sorted({int(z) for frame in frames for z in set(frame.numbers.tolist())})
