@@ -83,7 +83,7 @@ class CompiledForces:
         atomic, gradient = self._functions[key](list(params), graph.z, pos)
         scale = self._potential.scale
         energies = atomic.to(scale.dtype) * scale + self._potential.reference[graph.z]
-        energy = energies.view(key).sum(1)
+        energy = energies.view(key).sum(1) + self._potential.shift
         return {"energy": energy, "energies": energies, "forces": -gradient.to(scale.dtype) * scale}
 
     def _build(self, graph: Graph, names: tuple[str, ...], params: tuple[Tensor, ...]) -> Callable[..., Any]:
