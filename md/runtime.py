@@ -1,0 +1,283 @@
+"""The only place that evaluates a potential fast; every adapter stands on it."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from ffpretrain.md.agreement import Agreement, check_agreement
+from ffpretrain.md.compiled import COMPILE_MIN_STEPS, CompileWarning, compile_dense
+from ffpretrain.md.paths import (
+    DENSE_ATOMS,
+    Array,
+    DensePath,
+    EdgePath,
+    Evaluation,
+    Path,
+    dense_fits,
+    has_volume,
+)
+from numpy.typing import NDArray
+from torch import nn
+
+from ffpretrain.artifacts import resolve_device
+from ffpretrain.errors import ConfigError, NonFiniteError, UnsupportedInputError, nearest
+from ffpretrain.graphs import Graph, batch_graphs, build_graph
+
+CompileOption = Literal["auto"] | bool
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+#: structures (elements and periodic directions) whose paths are kept ready
+_KEPT = 8
+#: pairs evaluated at once by :meth:`Runtime.evaluate_batch`
+_BATCH_PAIRS = 100_000
+
+
+class Structure(Protocol):
+    """What :meth:`Runtime.evaluate_batch` reads: ``ase.Atoms`` and a dataset's frame both have it."""
+
+    numbers: Any
+    positions: Any
+    cell: Any
+    pbc: Any
+
+
+@dataclass
+class _Plan:
+    path: Path
+    checked: bool
+
+
+class Runtime:
+    """Evaluates one potential in one precision on one device.
+
+    Args:
+        model: a :class:`~ffpretrain.potential.Potential`, or any module that takes a graph, has a ``cutoff``
+            in Å and returns a dictionary with ``energy``, ``forces``, … as a potential does. It is copied, so
+            training it further does not change the runtime.
+        device: ``auto`` (a CUDA device where there is one, else the CPU) or a name torch knows.
+        dtype: ``float32`` or ``float64``, of the network; reference energies and sums are float64 in both.
+        compile: True compiles small molecules; ``auto`` does so once ``expected_steps`` is at least
+            :data:`~ffpretrain.md.compiled.COMPILE_MIN_STEPS`; False never.
+
+    Attributes:
+        agreement: what the gate measured, by path; see :mod:`ffpretrain.md.agreement`. An eager path is
+            compared on the first structure that takes it, a compiled one on every structure it is built for.
+        expected_steps: how many evaluations of one structure are to come.
+
+    Raises:
+        ConfigError: an unknown device, dtype or value of ``compile``.
+    """
+
+    def __init__(
+        self, model: nn.Module, device: str = "auto", dtype: str = "float32", compile: CompileOption = False
+    ) -> None:
+        self.device = resolve_device(device)
+        self.dtype = resolve_dtype(dtype)
+        if compile not in ("auto", True, False):
+            raise ConfigError(f"compile={compile!r} is not one of 'auto', True, False")
+        self.model = copy.deepcopy(model).to(self.device, self.dtype).eval().requires_grad_(False)
+        self.compile: CompileOption = compile
+        self.expected_steps = 0
+        self.agreement: dict[str, Agreement] = {}
+        self._plans: OrderedDict[tuple[Any, ...], _Plan] = OrderedDict()
+        self._path_name = ""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the paths out: compiled code cannot be copied, and all of them are made again when needed."""
+        return {**self.__dict__, "_plans": OrderedDict()}
+
+    @property
+    def cutoff(self) -> float:
+        """Largest distance of two neighbours in Å."""
+        return float(self.model.cutoff)  # type: ignore[arg-type]
+
+    @property
+    def backend(self) -> str:
+        """How the last structure was evaluated, such as ``dense float32 cpu``; empty before the first."""
+        name = str(self.dtype).removeprefix("torch.")
+        return f"{self._path_name} {name} {self.device}" if self._path_name else ""
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 of the weights as this runtime holds them, in hexadecimal."""
+        value = hashlib.sha256()
+        for key, tensor in sorted(self.model.state_dict().items()):
+            value.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            value.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return value.hexdigest()
+
+    def evaluate(
+        self,
+        numbers: NDArray[np.integer],
+        positions: Array,
+        cell: Array | None = None,
+        pbc: Sequence[bool] = (False, False, False),
+    ) -> Evaluation:
+        """Evaluate one structure.
+
+        Args:
+            numbers: atomic numbers ``[N]``.
+            positions: ``[N, 3]`` Å.
+            cell: lattice vectors in rows ``[3, 3]`` Å; only read where ``pbc`` is set.
+            pbc: which directions repeat.
+
+        Raises:
+            UnsupportedInputError: no atoms, an element the model never saw, a position that is not finite,
+                two atoms at the same place, a periodic direction without cell vector.
+            AgreementError: the path about to be used gives other numbers than the plain evaluation.
+            NonFiniteError: the model's energy or a force is not finite.
+        """
+        elements: NDArray[np.int64] = np.asarray(numbers, dtype=np.int64)
+        positions = np.asarray(positions, dtype=np.float64)
+        directions = (bool(pbc[0]), bool(pbc[1]), bool(pbc[2]))
+        box = np.asarray(cell, dtype=np.float64) if cell is not None and any(directions) else None
+        plan = self._plan(elements, positions, directions)
+        if not plan.checked:
+            self.agreement[plan.path.name] = check_agreement(
+                plan.path, self.model, elements, positions, box, directions, self.dtype, self.device
+            )
+            plan.checked = True
+        self._path_name = plan.path.name
+        result = plan.path(positions, box)
+        if result.shortest == 0:
+            raise UnsupportedInputError("two atoms are at the same place; move or remove one")
+        refuse_non_finite(result)
+        return result
+
+    def evaluate_batch(self, structures: Iterable[Structure]) -> list[Evaluation]:
+        """Evaluate many structures, several at a time.
+
+        Args:
+            structures: ``ase.Atoms``, frames of a dataset, or anything with their ``numbers``, ``positions``,
+                ``cell`` and ``pbc``.
+
+        Raises:
+            UnsupportedInputError: as :meth:`evaluate`.
+            NonFiniteError: as :meth:`evaluate`; it names the structure by its place.
+        """
+        results: list[Evaluation] = []
+        waiting: list[tuple[Graph, bool, float]] = []
+        pairs = 0
+        for structure in structures:
+            waiting.append(self._graph(structure))
+            pairs += waiting[-1][0].edge_index.shape[1]
+            if pairs >= _BATCH_PAIRS:
+                results += self._evaluate_graphs(waiting, len(results))
+                waiting, pairs = [], 0
+        if waiting:
+            results += self._evaluate_graphs(waiting, len(results))
+        return results
+
+    def _graph(self, structure: Structure) -> tuple[Graph, bool, float]:
+        """Return a structure's graph, whether it has a stress, and its shortest distance in Å."""
+        pbc = tuple(bool(p) for p in structure.pbc)
+        cell = None if structure.cell is None else np.array(structure.cell, dtype=np.float64)
+        graph = build_graph(
+            torch.as_tensor(np.asarray(structure.numbers), dtype=torch.int64),
+            torch.tensor(np.asarray(structure.positions), dtype=torch.float64),
+            self.cutoff,
+            None if cell is None else torch.tensor(cell),
+            pbc,
+        )
+        vector = graph.pos[graph.edge_index[0]] + graph.edge_shift - graph.pos[graph.edge_index[1]]
+        shortest = float(vector.square().sum(-1).min().sqrt()) if len(vector) else float("inf")
+        return graph, has_volume(cell, pbc), shortest
+
+    def _evaluate_graphs(self, waiting: list[tuple[Graph, bool, float]], done: int) -> list[Evaluation]:
+        graphs = [graph for graph, _, _ in waiting]
+        batch = batch_graphs(graphs).to(self.device)
+        out = {key: value.to("cpu", torch.float64).numpy() for key, value in self.model(batch).items()}
+        results, start = [], 0
+        for place, (graph, periodic, shortest) in enumerate(waiting):
+            atoms = slice(start, start + len(graph.z))
+            result = Evaluation(
+                float(out["energy"][place]) if "energy" in out else None,
+                out["energies"][atoms].copy() if "energies" in out else None,
+                out["forces"][atoms].copy() if "forces" in out else None,
+                out["stress"][place].copy() if periodic and "stress" in out else None,
+                shortest,
+            )
+            refuse_non_finite(result, f"structure {done + place}: ")
+            results.append(result)
+            start = atoms.stop
+        return results
+
+    def _plan(self, numbers: NDArray[np.int64], positions: Array, pbc: tuple[bool, bool, bool]) -> _Plan:
+        if len(numbers) == 0:
+            raise UnsupportedInputError("the structure has no atoms; give at least one")
+        if not np.isfinite(positions).all():
+            bad = int(np.flatnonzero(~np.isfinite(positions).all(axis=1))[0])
+            raise UnsupportedInputError(f"the position of atom {bad} is not finite; check the structure")
+        compiled = self._wants_compiled()
+        key = (numbers.tobytes(), pbc, compiled)
+        if key not in self._plans:
+            check = getattr(self.model, "check_elements", None)
+            if check is not None:
+                check(torch.as_tensor(numbers, device=self.device))
+            path = self._make_path(numbers, positions, pbc, compiled)
+            # a compiled path is compared anew for every structure, an eager one is the same code for all
+            seen = path.name in self.agreement and "compiled" not in path.name
+            self._plans[key] = _Plan(path, checked=seen)
+            while len(self._plans) > _KEPT:
+                self._plans.popitem(last=False)
+        self._plans.move_to_end(key)
+        return self._plans[key]
+
+    def _wants_compiled(self) -> bool:
+        if self.compile == "auto":
+            return self.expected_steps >= COMPILE_MIN_STEPS
+        return self.compile
+
+    def _make_path(
+        self, numbers: NDArray[np.int64], positions: Array, pbc: tuple[bool, bool, bool], compiled: bool
+    ) -> Path:
+        model, n = self.model, len(numbers)
+        if compiled and dense_fits(model, n, pbc, self.device, compiled=True):
+            z = torch.as_tensor(numbers, device=self.device)
+            pos = torch.tensor(positions, device=self.device)
+            function = compile_dense(model, z, pos)  # type: ignore[arg-type]
+            if function is not None:
+                return DensePath(model, numbers, self.device, function)  # type: ignore[arg-type]
+        elif compiled and self.compile is True:
+            warnings.warn(
+                f"only molecules in vacuum of at most {DENSE_ATOMS} atoms, with a backbone that is smooth at "
+                "its cutoff, are compiled; running eager",
+                CompileWarning,
+                stacklevel=2,
+            )
+        if dense_fits(model, n, pbc, self.device, compiled=False):
+            return DensePath(model, numbers, self.device)  # type: ignore[arg-type]
+        return EdgePath(model, numbers, pbc, self.device)
+
+
+def resolve_dtype(name: str) -> torch.dtype:
+    """Return the torch type of ``float32`` or ``float64``.
+
+    Raises:
+        ConfigError: another name.
+    """
+    if name not in DTYPES:
+        raise ConfigError(f"unknown dtype {name!r}{nearest(str(name), DTYPES)}")
+    return DTYPES[name]
+
+
+def refuse_non_finite(result: Evaluation, where: str = "") -> None:
+    """Refuse an evaluation that holds NaN or infinity.
+
+    Raises:
+        NonFiniteError: names the first atom whose force is not finite.
+    """
+    if result.forces is not None and not np.isfinite(result.forces).all():
+        atom = int(np.flatnonzero(~np.isfinite(result.forces).all(axis=1))[0])
+        raise NonFiniteError(
+            f"{where}the force on atom {atom} is not finite; look for atoms on top of each other or a step "
+            "that is too long"
+        )
+    if result.energy is not None and not np.isfinite(result.energy):
+        raise NonFiniteError(f"{where}the energy is not finite; look for atoms on top of each other")
