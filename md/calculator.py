@@ -1,0 +1,241 @@
+"""The ASE calculator."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from ase.calculators.calculator import Calculator, all_changes, equal
+from ase.outputs import Properties, all_outputs
+from ase.stress import full_3x3_to_voigt_6_stress
+from ffpretrain.md.paths import Evaluation
+from ffpretrain.md.runtime import CompileOption, Runtime
+from ffpretrain.md.unfamiliar import CHARGE_KEYS, SPIN_KEYS, Familiarity, Policy
+from numpy.typing import NDArray
+from torch import nn
+
+from ffpretrain.artifacts import load_potential
+from ffpretrain.errors import ArtifactError, ConfigError, UnsupportedInputError
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from ffpretrain.artifacts import ModelCard
+
+Model = str | os.PathLike[str] | nn.Module
+_INFO_KEYS = (*CHARGE_KEYS, *SPIN_KEYS)
+
+
+class FFCalculator(Calculator):
+    """A trained potential, or a committee of them, as an ASE calculator.
+
+    Gives ``energy``, ``free_energy`` (the same: there is no entropy of electrons), atomic ``energies``,
+    ``forces`` and, where the structure is periodic, ``stress`` (Voigt-6, ASE's sign), all float64 in eV and
+    Å. A committee gives the mean of its members and, in ``results``, the standard deviations over them (of
+    the members as they are, not of a sample): ``energy_std`` eV, ``forces_std [N, 3]`` eV/Å.
+
+    Args:
+        model: a name of :func:`ffpretrain.list_models`, a model file, a
+            :class:`~ffpretrain.potential.Potential`, or a list of them.
+        device: ``auto`` (CUDA where there is one) or a name torch knows.
+        dtype: ``float32`` or ``float64``, of the network; reference energies and sums are float64 in both.
+        compile: True compiles small molecules at the first evaluation (about a minute); ``auto`` leaves that
+            to :func:`ffpretrain.md.simulate` on long runs; False never.
+        on_unfamiliar: what to do with input the model was not trained on (another composition, a charge or
+            multiplicity in ``atoms.info`` it never learned, atoms closer than any in training): ``warn`` once
+            for each cause, ``raise`` or ``ignore``. An unknown element is always an error.
+
+    Raises:
+        ArtifactError: no such model, or a damaged one.
+        ConfigError: an unknown option, or members of a committee with different levels of theory.
+    """
+
+    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012 (ASE's)
+
+    def __init__(
+        self,
+        model: Model | Sequence[Model],
+        device: str = "auto",
+        dtype: str = "float32",
+        compile: CompileOption = "auto",
+        on_unfamiliar: Policy = "warn",
+    ) -> None:
+        super().__init__()
+        members = [model] if isinstance(model, str | os.PathLike | nn.Module) else list(model)
+        if not members:
+            raise ConfigError("the committee has no members; give at least one model")
+        potentials = [_load(member) for member in members]
+        self.runtimes = [Runtime(potential, device, dtype, compile) for potential in potentials]
+        self.cards: list[ModelCard | None] = [getattr(p, "card", None) for p in potentials]
+        self._committee = not isinstance(model, str | os.PathLike | nn.Module)
+        seen: set[str] = set()
+        self._familiarities = [Familiarity(card, on_unfamiliar, seen) for card in self.cards]
+        self._checked: dict[str, Any] | None = None
+        _refuse_mixed_theory(self.cards)
+        self.parameters.update(
+            model=[_label(m, c) for m, c in zip(members, self.cards, strict=True)],
+            device=str(self.runtimes[0].device),
+            dtype=dtype,
+            compile=compile,
+            on_unfamiliar=on_unfamiliar,
+        )
+
+    @property
+    def name(self) -> str:
+        """Return the name files are written under."""
+        return "ffpretrain"
+
+    @property
+    def card(self) -> ModelCard | None:
+        """Card of the model, or of the first of a committee; None where nothing is known of it."""
+        return self.cards[0]
+
+    @property
+    def backend(self) -> str:
+        """How the last structure was evaluated, such as ``dense float32 cpu``; empty before the first."""
+        return self.runtimes[0].backend
+
+    def set(self, **kwargs: Any) -> dict[str, Any]:
+        """Refuse changes, which would leave a calculator that is not what it says.
+
+        Raises:
+            ConfigError: always, if there is anything to set.
+        """
+        if kwargs:
+            raise ConfigError(f"{', '.join(kwargs)} cannot be changed later; make a new FFCalculator")
+        return {}
+
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """Return what changed since the last calculation.
+
+        ASE's own check does not look at ``atoms.info``. It also takes a tenth of a millisecond, three times a
+        step of dynamics, so structures that are equal to the last bit are recognised first.
+        """
+        if self.atoms is None:
+            return list(all_changes)
+        informed = any(not equal(self.atoms.info.get(key), atoms.info.get(key)) for key in _INFO_KEYS)
+        changes = [] if _identical(self.atoms, atoms) else list(super().check_state(atoms, tol=tol))
+        return [*changes, "info"] if informed else changes
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = tuple(all_changes),
+    ) -> None:
+        """Evaluate all properties of a structure; called by ASE.
+
+        Raises:
+            UnsupportedInputError: no atoms, an unknown element, or unfamiliar input under ``raise``.
+            NonFiniteError: the energy or a force is not finite.
+        """
+        super().calculate(atoms, list(properties), list(system_changes))
+        # until everything below has succeeded there are no results, whatever was there before
+        self.results = {}
+        structure = self.atoms
+        if structure is None or len(structure) == 0:
+            raise UnsupportedInputError("the structure has no atoms; give at least one")
+        evaluations = [
+            runtime.evaluate(structure.numbers, structure.positions, structure.cell.array, structure.pbc)
+            for runtime in self.runtimes
+        ]
+        self._check_familiar(structure)
+        for familiarity, evaluation in zip(self._familiarities, evaluations, strict=True):
+            familiarity.check_distance(evaluation.shortest, structure)
+        self.results = self._results(evaluations)
+
+    def export_properties(self) -> Properties:
+        """Return the results that ASE knows by name; a committee's standard deviations are not among them."""
+        return Properties({key: value for key, value in self.results.items() if key in all_outputs})
+
+    def expect(self, steps: int) -> None:
+        """Say how many evaluations of one structure are to come, so that ``compile="auto"`` can decide."""
+        for runtime in self.runtimes:
+            runtime.expected_steps = steps
+
+    def fingerprint(self) -> list[str]:
+        """Return a SHA-256 of each member's weights."""
+        return [runtime.fingerprint() for runtime in self.runtimes]
+
+    def agreement(self) -> list[dict[str, Any]]:
+        """Return what the gate measured for each member and path; see :mod:`ffpretrain.md.agreement`."""
+        return [found.as_dict() for runtime in self.runtimes for found in runtime.agreement.values()]
+
+    def _check_familiar(self, atoms: Atoms) -> None:
+        """Look at composition, charge and multiplicity when one of them may have changed."""
+        now = {key: atoms.info.get(key) for key in _INFO_KEYS} | {"numbers": atoms.numbers.tobytes()}
+        if self._checked is not None and all(equal(now[key], self._checked[key]) for key in now):
+            return
+        for familiarity in self._familiarities:
+            familiarity.check_structure(atoms)
+        self._checked = now
+
+    def _results(self, evaluations: list[Evaluation]) -> dict[str, Any]:
+        results: dict[str, Any] = {}
+        energies = _stack([e.energy for e in evaluations])
+        if energies is not None:
+            results["energy"] = results["free_energy"] = float(energies.mean())
+        for key in ("energies", "forces", "stress"):
+            values = _stack([getattr(e, key) for e in evaluations])
+            if values is not None:
+                results[key] = values.mean(axis=0)
+                if key == "stress":
+                    results[key] = full_3x3_to_voigt_6_stress(results[key])
+                elif self._committee and key == "forces":
+                    results["forces_std"] = values.std(axis=0)
+        if energies is not None and self._committee:
+            results["energy_std"] = float(energies.std())
+        return results
+
+
+def _identical(one: Atoms, other: Atoms) -> bool:
+    """Return whether two structures are the same bit for bit, as far as a calculator may look."""
+    if not np.array_equal(one.cell.array, other.cell.array) or not np.array_equal(one.pbc, other.pbc):
+        return False
+    names = [name for name in all_changes if name in one.arrays or name in other.arrays]
+    return all(
+        name in one.arrays and name in other.arrays and np.array_equal(one.arrays[name], other.arrays[name])
+        for name in names
+    )
+
+
+def _stack(values: Sequence[Any]) -> NDArray[np.float64] | None:
+    """Return the members' values as one array; None where a member has none."""
+    return None if any(value is None for value in values) else np.array(values, dtype=np.float64)
+
+
+def _load(model: Model) -> nn.Module:
+    if isinstance(model, nn.Module):
+        if not hasattr(model, "cutoff"):
+            raise ConfigError(
+                f"{type(model).__name__} is not a potential: it has no cutoff; give a Potential"
+            )
+        return model
+    if not isinstance(model, str | os.PathLike):
+        raise ArtifactError(f"a model is a name, a file or a Potential, not {type(model).__name__}")
+    return load_potential(model if isinstance(model, str) else Path(model))
+
+
+def _label(model: Model, card: ModelCard | None) -> str:
+    if isinstance(model, nn.Module):
+        return card.name if card is not None else type(model).__name__
+    return model if isinstance(model, str) else Path(model).name
+
+
+def _refuse_mixed_theory(cards: Sequence[ModelCard | None]) -> None:
+    """Refuse a committee whose energies do not mean the same; warn where that is not known of a member."""
+    known = {(card.level_of_theory, card.energy_zero) for card in cards if card is not None}
+    if len(known) > 1:
+        shown = "; ".join(sorted(f"{level} with zero at {zero}" for level, zero in known))
+        raise ConfigError(
+            f"the members of a committee must share a level of theory and an energy zero: {shown}"
+        )
+    if known and None in cards:
+        warnings.warn(
+            "a member of the committee does not say its level of theory; make sure it is the others'",
+            stacklevel=3,
+        )
