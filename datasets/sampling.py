@@ -327,7 +327,7 @@ def normal_modes(
         raise DataError(f"the forces for the normal modes failed: {error}") from error
     weight = np.repeat(np.sqrt(atoms.get_masses()[moving]), 3)
     weighted = hessian / np.outer(weight, weight)
-    rigid = _rigid_motions(atoms) if len(moving) == n else np.zeros((3 * n, 0))
+    rigid = rigid_motions(atoms) if len(moving) == n else np.zeros((3 * n, 0))
     basis = np.eye(len(weight))
     if rigid.shape[1]:  # the trailing columns of a complete QR span everything that is no rigid motion
         basis = np.linalg.qr(rigid, mode="complete")[0][:, rigid.shape[1] :]
@@ -361,7 +361,7 @@ def _hessian(atoms: Atoms, step: float, moving: NDArray[np.int64]) -> NDArray[np
     return (hessian + hessian.T) / 2
 
 
-def _rigid_motions(atoms: Atoms) -> NDArray[np.float64]:
+def rigid_motions(atoms: Atoms) -> NDArray[np.float64]:
     """Return orthonormal mass-weighted translations, and rotations where nothing repeats, ``[3N, R]``."""
     root = np.sqrt(atoms.get_masses())
     centred = atoms.positions - atoms.get_center_of_mass()

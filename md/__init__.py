@@ -1,1 +1,33 @@
-"""Dynamics, adapters and validation: a trained potential in motion."""
+"""Dynamics, adapters and validation: a trained potential in motion.
+
+The names below are imported on first use, so that a command which needs none of them starts quickly.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ffpretrain.md.calculator import FFCalculator
+    from ffpretrain.md.runtime import Runtime
+    from ffpretrain.md.simulation import SimulationResult, simulate
+
+_LAZY = {
+    "FFCalculator": "ffpretrain.md.calculator",
+    "Runtime": "ffpretrain.md.runtime",
+    "SimulationResult": "ffpretrain.md.simulation",
+    "simulate": "ffpretrain.md.simulation",
+}
+
+__all__ = ["FFCalculator", "Runtime", "SimulationResult", "simulate"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'ffpretrain.md' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
