@@ -28,8 +28,8 @@ class Noise(NamedTuple):
 def noise_levels(sigma_max: float, sigma_min: float, n: int) -> Tensor:
     """Return ``n`` noise levels spaced evenly in their logarithm, largest first, float64 ``[n]``.
 
-    Level k is ``sigma_max * (sigma_min / sigma_max) ** (k / (n - 1))`` (3D-EMGP section 3.3, SE(3)-DDM
-    section 3.3); both ends are exact.
+    Level k is ``sigma_max * (sigma_min / sigma_max) ** (k / (n - 1))``, as in 3D-EMGP (appendix B.2) and
+    SE(3)-DDM (appendix D.5); both ends are exact.
 
     Args:
         sigma_max: largest level, Å.
@@ -37,11 +37,11 @@ def noise_levels(sigma_max: float, sigma_min: float, n: int) -> Tensor:
         n: number of levels, at least 1; a single level is ``sigma_max``.
 
     Raises:
-        ConfigError: ``n < 1`` or not ``0 < sigma_min <= sigma_max``.
+        ConfigError: ``n < 1`` or not ``0 < sigma_min <= sigma_max``, both finite.
     """
     if n < 1:
         raise ConfigError(f"noise levels: n={n}; give at least 1")
-    if not 0 < sigma_min <= sigma_max:
+    if not 0 < sigma_min <= sigma_max < float("inf"):
         raise ConfigError(f"noise levels: need 0 < sigma_min <= sigma_max, got {sigma_min} and {sigma_max}")
     levels = torch.logspace(0, 1, n, base=sigma_min / sigma_max, dtype=torch.float64) * sigma_max
     levels[0] = sigma_max
@@ -53,8 +53,8 @@ def noise_levels(sigma_max: float, sigma_min: float, n: int) -> Tensor:
 class FrameGenerators:
     """One random stream per structure, so that a structure's noise does not depend on its batch.
 
-    A single draw from ``generator`` gives the base of this step; each structure's stream is seeded by the base
-    and the structure's own index. Splitting a batch over processes then changes no draw.
+    A single draw from ``generator`` gives the base of this step; each structure's stream is seeded by the
+    base and the structure's own index. Splitting a batch over processes then changes no draw.
 
     Args:
         generator: advanced by exactly one draw; its device is that of the streams.
@@ -89,7 +89,11 @@ class FrameGenerators:
 
 
 def gaussian_noise(
-    batch: Tensor, n_graphs: int, sigma: float, generator: torch.Generator, index: Tensor | None = None,
+    batch: Tensor,
+    n_graphs: int,
+    sigma: float,
+    generator: torch.Generator,
+    index: Tensor | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> Noise:
     """Draw isotropic Gaussian noise of one standard deviation for every atom.
@@ -101,7 +105,12 @@ def gaussian_noise(
         generator: source of randomness.
         index: identifies each structure, see :class:`FrameGenerators`.
         dtype: of the result.
+
+    Raises:
+        ConfigError: ``sigma`` is negative or not finite.
     """
+    if not 0 <= sigma < float("inf"):
+        raise ConfigError(f"noise: sigma={sigma} must be finite and not negative; give it in Å")
     counts = torch.bincount(batch, minlength=n_graphs).tolist()
     unit = FrameGenerators(generator, index, n_graphs).normal(counts, dtype).to(batch.device)
     levels = torch.full((n_graphs,), sigma, dtype=dtype, device=batch.device)
@@ -119,7 +128,7 @@ def masked_multiscale_noise(
     index: Tensor | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> Noise:
-    """Draw Gaussian noise at a random level on a random subset of the atoms (NDeM section 4.4, after DeNS).
+    """Draw Gaussian noise at a random level on a random subset of the atoms (NDeM section 4.3.2, after DeNS).
 
     Args:
         batch: structure of each atom ``[N]``, ascending.

@@ -52,6 +52,9 @@ def create_objective(
         potential: its backbone, head, scale and reference energies are used and trained.
         **options: the objective's own fields.
 
+    Returns:
+        The objective, in the precision and on the device of the network.
+
     Raises:
         ConfigError: an unknown name or option, both or neither of backbone and potential, or a backbone that
             cannot serve the objective.
@@ -63,4 +66,5 @@ def create_objective(
     for key in options:
         if key not in known:
             raise ConfigError(f"objective {name!r} has no option {key!r}{nearest(key, known)}")
-    return cls(potential if potential is not None else Potential(backbone), **options)  # type: ignore[arg-type]
+    network = potential if potential is not None else Potential(backbone)  # type: ignore[arg-type]
+    return cls(network, **options).to(network.scale.device, network.dtype)

@@ -94,10 +94,11 @@ def displaced(graph: Graph, displacement: Tensor, cutoff: float) -> Graph:
         cutoff: Å.
     """
     pos = graph.pos + displacement.to(graph.pos)
-    return graph._replace(pos=pos, **rebuilt_edges(graph, pos, cutoff))
+    edge_index, edge_shift = rebuilt_edges(graph, pos, cutoff)
+    return graph._replace(pos=pos, edge_index=edge_index, edge_shift=edge_shift)
 
 
-def rebuilt_edges(graph: Graph, pos: Tensor, cutoff: float) -> dict[str, Tensor]:
+def rebuilt_edges(graph: Graph, pos: Tensor, cutoff: float) -> tuple[Tensor, Tensor]:
     """Return ``edge_index`` and ``edge_shift`` for new positions of the same structures."""
     edges, shifts, start = [], [], 0
     for b, n in enumerate(torch.bincount(graph.batch, minlength=graph.n_graphs).tolist()):
@@ -107,7 +108,7 @@ def rebuilt_edges(graph: Graph, pos: Tensor, cutoff: float) -> dict[str, Tensor]
         edges.append(edge_index + start)
         shifts.append(shift)
         start += n
-    return {"edge_index": torch.cat(edges, dim=1), "edge_shift": torch.cat(shifts)}
+    return torch.cat(edges, dim=1), torch.cat(shifts)
 
 
 def mean_over(values: Tensor, sample: Sample | Graph, count: str) -> Tensor:
@@ -147,5 +148,6 @@ def regression_loss(kind: str, difference: Tensor, delta: float = 0.1) -> Tensor
         # the constant keeps the derivative of the root finite where prediction equals label
         return (rows.square().sum(-1) + 1e-16).sqrt()
     if kind == "huber":
-        return nn.functional.huber_loss(rows, torch.zeros_like(rows), reduction="none", delta=delta).sum(-1) / delta
+        loss = nn.functional.huber_loss(rows, torch.zeros_like(rows), reduction="none", delta=delta)
+        return loss.sum(-1) / delta
     raise ConfigError(f"unknown loss {kind!r}; known: l1, l2, mse, huber")

@@ -1,19 +1,22 @@
-"""NDeM: node denoising on non-equilibrium molecules, an auxiliary task beside supervised training.
+"""NDeM: node denoising on non-equilibrium molecules (Tang et al. 2026), beside supervised training.
 
 A molecule off its minimum feels a force, so the displacement that was added cannot be read off one noisy
-structure. The difference of forces can: ``F(X) - F(X + eps) = H eps``, close to ``c eps`` (eq. 8-10 of the
-paper). A second head ``f'`` on the shared backbone sees the noisy structure and is trained so that
+structure. The difference of forces can (eq. 13-16): ``F(X) - F(X + eps) = H eps``, close to ``c eps`` where
+the Hessian is close to ``c I``. A second head ``f'`` on the shared backbone sees the noisy structure and is
+trained so that ``f_i(X) - f'_i(X + eps) = eps*_i`` (eq. 17), where ``f`` are the forces of the main branch
+and ``eps*`` the normalised noise; eq. 18 adds this loss to the supervised one (eq. 9).
 
-    ``f_i(X) - f'_i(X + eps) = eps*_i``                                                          (eq. 16)
-
-where ``f`` are the forces of the main branch and ``eps*`` the normalised noise.
+For a harmonic minimum with thermal covariance ``C = kT H^-1``, exact main forces in units of ``s`` and the
+noise over ``n``, the optimum is ``f'(X~) = -(kT / s + sigma^2 / n) (C + sigma^2 I)^-1 u~``: a multiple of the
+score of the smoothed data, which tends to the force as sigma goes to 0.
 
 What the paper leaves open, and what is chosen here (each is an option): ``eps*`` is ``eps / sigma_max``, a
 constant, because a relation with one curvature c cannot hold with a sampled divisor; sigma is drawn from 50
-levels, log-uniform from ``sigma_max / 50`` to ``sigma_max``, once per batch; half of the atoms are displaced;
-the loss runs over all atoms; the main branch is not detached; losses are in units of the force RMS, in which
-the paper's weight of 1 drowns the force signal and 0.003 to 0.01 helps (measured with a squared force loss;
-with the unsquared ``l2`` force loss the same balance asks for more).
+levels, log-uniform from ``sigma_max / 50`` to ``sigma_max``, once per batch (section 4.3.2 gives neither
+distribution nor range); half of the atoms are displaced; the loss runs over all atoms, as eq. 17 is written;
+the main branch is not detached; losses are in units of the force RMS, in which the weight of 1 that is best
+in the paper drowns the force signal and 0.003 to 0.01 helps (measured with a squared force loss; with the
+unsquared ``l2`` force loss the same balance asks for more).
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ __all__ = ["NDeM", "ndem_loss"]
 def ndem_loss(
     force: Tensor, noisy_force: Tensor, noise: Tensor, noise_scale: float | Tensor, mask: Tensor | None = None
 ) -> Tensor:
-    """Return the NDeM loss, eq. 16: mean over atoms of ``|(f - f') - noise / noise_scale|^2``.
+    """Return the NDeM loss, eq. 17: mean over atoms of ``|(f - f') - noise / noise_scale|^2``.
 
     Args:
         force: main branch on the clean structure, normalised, ``[N, 3]``.
@@ -67,8 +70,8 @@ class NDeM(Supervised):
         mask_ratio: fraction of atoms displaced.
         structure_ratio: fraction of each batch's structures the auxiliary task runs on; the first ones, since
             batches are shuffled. Below 1 it costs less time per step.
-        batch_probability: chance that a step has the auxiliary task at all (as DeNS on OC20); below 1 it costs
-            less time per step and its mean weight falls in proportion.
+        batch_probability: chance that a step has the auxiliary task at all (as DeNS on OC20); below 1 it
+            costs less time per step and its mean weight falls in proportion.
         only_corrupted: average over displaced atoms only.
         detach_main: keep the auxiliary loss from changing the main branch.
         **supervised: as :class:`~ffpretrain.objectives.supervised.Supervised`.
@@ -78,6 +81,7 @@ class NDeM(Supervised):
     """
 
     name: ClassVar[str] = "ndem"
+    sigmas: Tensor
 
     def __init__(
         self,
@@ -102,8 +106,10 @@ class NDeM(Supervised):
         super().__init__(
             potential, energy_weight, forces_weight, energy_loss, forces_loss, huber_delta, energy_per_atom
         )
-        if ndem_weight < 0:
-            raise ConfigError(f"ndem_weight={ndem_weight} must not be negative")
+        if not 0 <= ndem_weight < float("inf"):
+            raise ConfigError(f"ndem_weight={ndem_weight} must be finite and not negative")
+        if not 0 <= mask_ratio <= 1:
+            raise ConfigError(f"mask_ratio={mask_ratio} must lie between 0 and 1")
         if not 0 < structure_ratio <= 1:
             raise ConfigError(f"structure_ratio={structure_ratio} must lie above 0 and not exceed 1")
         if not 0 < batch_probability <= 1:
@@ -163,6 +169,9 @@ class NDeM(Supervised):
         terms["ndem"] = ndem_loss(
             force, noisy_force, shift.to(dtype), self.sigma_max, mask if self.only_corrupted else None
         )
+        if isinstance(sample, Sample) and "n_atoms" in sample.extras:
+            # several processes: each counts by its atoms, as in mean_over
+            terms["ndem"] = terms["ndem"] * (len(graph.z) / sample.extras["n_atoms"])
         terms["loss"] = terms["loss"] + self.ndem_weight * terms["ndem"]
         return terms
 

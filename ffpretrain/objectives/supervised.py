@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -16,6 +17,9 @@ from ffpretrain.potential import Potential
 
 class Supervised(Objective):
     """``energy_weight * |E - E*| + forces_weight * |F - F*|`` in units of the potential's scale.
+
+    This is eq. 9-10 of NDeM (Tang et al. 2026), the usual loss, with the length of the force error by default
+    where the paper has its square; ``forces_loss="mse"`` is the paper's.
 
     Both residuals are divided by ``potential.scale`` (set to the force RMS, times 1 Å for energies), so that
     weights mean the same on every dataset. The energy residual is divided by the number of atoms as well when
@@ -49,8 +53,8 @@ class Supervised(Objective):
         energy_per_atom: bool = False,
     ) -> None:
         super().__init__(potential)
-        if min(energy_weight, forces_weight) < 0 or energy_weight + forces_weight == 0:
-            raise ConfigError("energy_weight and forces_weight must not be negative, nor both zero")
+        if not (energy_weight >= 0 and forces_weight >= 0 and 0 < energy_weight + forces_weight < math.inf):
+            raise ConfigError("energy_weight and forces_weight must be finite, not negative, nor both zero")
         for kind in (energy_loss, forces_loss):
             regression_loss(kind, torch.zeros(1, 1))
         self.energy_weight, self.forces_weight = energy_weight, forces_weight
@@ -59,7 +63,7 @@ class Supervised(Objective):
         self._evaluate: Callable[[Graph], dict[str, Tensor]] | None = None
 
     def accelerate(self) -> None:
-        """Compile energies and forces; see :class:`~ffpretrain.compiled.CompiledForces` for what that needs."""
+        """Compile energies and forces; :class:`~ffpretrain.compiled.CompiledForces` says what that needs."""
         from ffpretrain.compiled import CompiledForces
 
         self._evaluate = CompiledForces(self.network)
