@@ -16,6 +16,7 @@ __all__ = ["Objective", "create_objective", "list_objectives", "objective_class"
 
 _BUILT_IN = {
     "coord": "ffpretrain.objectives.coord:Coord",
+    "georecon": "ffpretrain.objectives.georecon:GeoRecon",
     "ndem": "ffpretrain.objectives.ndem:NDeM",
     "supervised": "ffpretrain.objectives.supervised:Supervised",
 }
