@@ -342,7 +342,8 @@ def _row_ids(path: Path) -> list[int]:
 def _units_of_db(path: Path, energy_key: str | None, forces_key: str | None) -> LabelUnits:
     """Return the units that SchNetPack writes into a database's metadata, else ASE's own eV and Å."""
     try:
-        metadata = _connect(path).metadata
+        with _connect(path) as database:  # ASE 3.27 and 3.28 read it over an open connection only
+            metadata = database.metadata
     except Exception as error:  # as above
         raise DataError(f"{path}: is truncated or damaged ({_brief(error)}); copy it again") from error
     table = metadata.get("_property_unit_dict")
