@@ -23,6 +23,9 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="evaluate the first N frames only")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32 or float64")] = "float32",
+    record: Annotated[
+        str | None, typer.Option(help="write the errors into the model file's card under this name")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
 ) -> None:
     """Print energy and force errors (MAE, RMSE) of MODEL on DATA, with units."""
@@ -30,7 +33,7 @@ def evaluate(
     from ffpretrain.cli.progress import counting
     from ffpretrain.datasets import open_dataset
     from ffpretrain.datasets.splits import load_splits
-    from ffpretrain.evaluation import error_table, predict
+    from ffpretrain.evaluation import measured_errors, predict
 
     potential = load_potential(model, device=device, dtype=dtype)
     frames = open_dataset(data, *([molecule] if molecule else []), **_reader_options(option))
@@ -40,11 +43,16 @@ def evaluate(
         frames = frames[: min(limit, len(frames))]
     with counting("evaluate", len(frames), quiet=as_json) as advance:
         predictions = predict(potential, frames, advance)
-    table = error_table(predictions)
+    description = f"{frames.metadata.name}, {_which(option, split, part)}{len(frames)} frames"
+    measured = measured_errors(predictions, description)
+    if record is not None:
+        _record(potential, model, record, measured)
+    table = measured.quantities
     card = potential.card
     shared = _files_in_common(card, frames.metadata.sha256)
     result: dict[str, Any] = {
-        "schema": 1,
+        "schema": "ffpretrain-evaluate",
+        "version": 1,
         "model": card.name if card is not None else model,
         "data": frames.metadata.name,
         "n_frames": len(frames),
@@ -70,6 +78,28 @@ def _reader_options(pairs: list[str] | None) -> dict[str, Any]:
             raise ConfigError(f"--option {pair!r} is not of the form key=value")
         options[key] = yaml.safe_load(value)
     return options
+
+
+def _which(option: list[str] | None, split: Path | None, part: str) -> str:
+    chosen = [part] if split is not None else []
+    return "".join(f"{word}, " for word in [*(option or []), *chosen] if "/" not in word)
+
+
+def _record(potential: Any, model: str, name: str, measured: Any) -> None:
+    """Write measured errors into a model file's card; the weights stay as they are."""
+    import torch
+
+    from ffpretrain.artifacts import save_potential
+    from ffpretrain.errors import ArtifactError
+
+    path = Path(model)
+    if not path.is_file():
+        raise ArtifactError(f"{model}: --record changes a model file; give its path, not a name")
+    if potential.dtype != torch.float32:
+        raise ArtifactError("--record keeps the weights as stored; evaluate with --dtype float32")
+    card = potential.card
+    errors = {**card.errors, name: measured}
+    save_potential(potential, path, card.model_copy(update={"errors": errors}))
 
 
 def _files_in_common(card: Any, checksums: Any) -> list[str]:

@@ -42,7 +42,7 @@ def run_demo(out: Path, say: Say = print, *, progress: bool = True, scale: float
         DataError: ``out`` exists and is not an earlier demo, or cannot be written.
     """
     started = time.perf_counter()
-    _prepare(out)
+    prepare_folder(out)
     say("1/4  pretraining: a network learns to undo noise on ethanol geometries, no labels")
     pretrained = _train("demo-pretrain", out / "pretrain", scale, progress)
     say("2/4  fine-tuning on 800 labelled frames (GFN2-xTB) with NDeM as auxiliary task")
@@ -58,7 +58,8 @@ def run_demo(out: Path, say: Say = print, *, progress: bool = True, scale: float
     say(f"4/4  dynamics: the new model and the shipped {SHIPPED}")
     runs = _dynamics(out, scale, progress, say)
     results = {
-        "schema": 1,
+        "schema": "ffpretrain-demo",
+        "version": 1,
         "seconds": time.perf_counter() - started,
         "held_out": {
             "n_frames": len(predictions.n_atoms),
@@ -130,12 +131,11 @@ def _dynamics(out: Path, scale: float, progress: bool, say: Say) -> dict[str, An
 
 
 def _one_line(summary: dict[str, Any]) -> str:
-    temperature = summary["temperature"]["mean"]
-    parts = [f"{summary['time_ps']:.2f} ps", f"mean T {temperature:.0f} K"]
-    drift = summary.get("drift")
-    if drift and drift.get("slope") is not None:
-        parts.append(f"energy slope {drift['slope']:+.4f} meV/atom/ps")
-    parts.append(f"{summary['ns_per_day']:.2f} ns/day")
+    parts = [f"{summary['time']:.2f} ps", f"mean T {summary['temperature']['mean']:.0f} K"]
+    conserved = summary["conserved"]
+    if conserved is not None and conserved["drift"] is not None:
+        parts.append(f"energy drift {conserved['drift']:+.4f} meV/atom/ps")
+    parts.append(f"{summary['speed']['ms_per_step']:.1f} ms per step")
     return ", ".join(parts)
 
 
@@ -153,8 +153,8 @@ def _figures(out: Path, predictions: Predictions) -> None:
         )
         _save(parity, out / "force-parity.png")
     logs = {
-        "demo-ethanol, NVE": out / "ethanol-nve" / "md.csv",
-        f"{SHIPPED}, NVE": out / "aspirin-nve" / "md.csv",
+        "demo-ethanol, NVE": out / "ethanol-nve" / "log.csv",
+        f"{SHIPPED}, NVE": out / "aspirin-nve" / "log.csv",
     }
     _save(plot_conservation(logs), out / "energy-conservation.png")
 

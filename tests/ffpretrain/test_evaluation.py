@@ -141,7 +141,7 @@ def test_the_command_prints_units(
         main(["evaluate", str(tmp_path / "mine.safetensors"), str(tmp_path / "data.h5"), "--json"])
     assert left.value.code == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["schema"] == 1
+    assert result["schema"] == "ffpretrain-evaluate"
     assert result["n_frames"] == 4
     assert result["errors"]["forces_mae"]["unit"] == "eV/angstrom"
     expected = error_table(predict(potential, frames(4)))["forces_mae"].value
