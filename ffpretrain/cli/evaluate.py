@@ -125,6 +125,6 @@ def _print_table(result: dict[str, Any]) -> None:
     if result["training_files_among_data"]:
         names = ", ".join(result["training_files_among_data"])
         console.print(
-            f"note: the model's training frames were taken from the same file ({names}); unless --split picks "
-            "held-out ones, these errors are not those of unseen frames"
+            f"note: the model's training frames were taken from the same file ({names}); unless --split "
+            "picks held-out ones, these errors are not those of unseen frames"
         )

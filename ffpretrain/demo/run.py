@@ -73,7 +73,12 @@ def run_demo(out: Path, say: Say = print, *, progress: bool = True, scale: float
     return results
 
 
-def _prepare(out: Path) -> None:
+def prepare_folder(out: Path) -> None:
+    """Make an empty folder, removing an earlier demo.
+
+    Raises:
+        DataError: something else is there, or the folder cannot be written.
+    """
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
         if not (out / MARKER).is_file() and not (out / ".demo").is_file():
             raise DataError(f"{out}: exists and is not an earlier demo; remove it or give --out another name")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from ase.io import read
+
 from ffpretrain.cli import main
 from ffpretrain.demo import run_demo
 from ffpretrain.demo.run import prepare_folder
