@@ -17,8 +17,9 @@ from ffpretrain.graphs import build_graph
 
 #: Largest error allowed. Forces: relative to the largest force, or to 1 eV/Å if that is larger. Energies:
 #: relative to the sum over atoms of the size of what the network adds to the reference energies, or to 1 eV.
-#: Constants of the package: a model's file cannot loosen them.
-TOLERANCE: dict[torch.dtype, float] = {torch.float32: 1e-5, torch.float64: 1e-9}
+#: Constants of the package: a model's file cannot loosen them. Six layers of 128 channels trained on aspirin
+#: or ethanol differ by 8e-6 eV/Å and 1.4e-6 eV in float32; their own errors are a thousand times larger.
+TOLERANCE: dict[torch.dtype, float] = {torch.float32: 3e-5, torch.float64: 1e-9}
 FRAMES = 3
 #: Å, standard deviation of the displacements between the frames compared
 DISPLACEMENT = 0.02

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from ase.calculators.calculator import BaseCalculator
+from ase.calculators.calculator import BaseCalculator, PropertyNotImplementedError
 from ffpretrain.datasets.sampling import fixed_atoms
 from ffpretrain.md import velocities
 from ffpretrain.md.calculator import FFCalculator
@@ -35,7 +35,7 @@ from ffpretrain.md.statistics import RunningMoments
 from numpy.typing import NDArray
 
 from ffpretrain._version import __version__
-from ffpretrain.errors import DataError, NonFiniteError, UserError
+from ffpretrain.errors import ConfigError, DataError, NonFiniteError, UserError
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -177,7 +177,10 @@ class Run:
         atoms.calc = self.calculator
         if isinstance(self.calculator, FFCalculator):
             self.calculator.expect(self._expected_steps())
-        atoms.get_potential_energy()  # refuses what the model cannot evaluate before any file is made
+        try:  # refuse what the model cannot evaluate before any file is made
+            atoms.get_potential_energy()
+        except PropertyNotImplementedError as error:
+            raise ConfigError("the model has no energy, which dynamics needs; give a potential") from error
         if self.restart is None:
             if s.minimize:
                 self._minimize()

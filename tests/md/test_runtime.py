@@ -167,12 +167,12 @@ def test_the_gate_refuses_wrong_numbers(
 
     def slightly_wrong(potential: Potential, z: Tensor) -> paths.DenseFunction:
         function = right(potential, z)
-        return lambda pos: (function(pos)[0], function(pos)[1] + 3e-5)
+        return lambda pos: (function(pos)[0], function(pos)[1] + 1e-4)
 
     monkeypatch.setattr(paths, "dense_function", slightly_wrong)
     with pytest.raises(AgreementError, match=r"forces differ by .* \(allowed .*\), energies by .* \(allowed"):
         evaluate(Runtime(potential, "cpu", "float32"), ethanol)
-    monkeypatch.setattr(agreement, "TOLERANCE", {torch.float32: 4e-5})
+    monkeypatch.setattr(agreement, "TOLERANCE", {torch.float32: 2e-4})
     evaluate(Runtime(potential, "cpu", "float32"), ethanol)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import ase.io
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from ase.build import molecule
 from ase.calculators.calculator import Calculator
@@ -21,6 +22,7 @@ from ffpretrain.md.output import rows
 from ffpretrain.md.stability import SimulationError, StabilityCheck, count_pieces
 
 from ffpretrain.errors import ConfigError, DataError, NonFiniteError, UnsupportedInputError, UserError
+from ffpretrain.graphs import Graph
 from ffpretrain.potential import Potential
 
 Build = Callable[..., Potential]
@@ -178,6 +180,27 @@ def test_bad_options(
     with pytest.raises(error, match=message):
         simulate(given.pop("structure"), potential, device="cpu", **given)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_without_energy_is_refused(ethanol: Atoms) -> None:
+    class Direct(torch.nn.Module):
+        cutoff = 5.0
+
+        def forward(self, graph: Graph) -> dict[str, torch.Tensor]:
+            return {"forces": graph.pos - graph.pos.mean(0)}
+
+    with pytest.raises(ConfigError, match="has no energy"):
+        simulate(ethanol, Direct(), steps=1, device="cpu")
+
+
+def test_progress_says_how_it_goes(
+    methane: tuple[Atoms, Calculator], capsys: pytest.CaptureFixture[str]
+) -> None:
+    simulate(*methane, ensemble="nve", steps=5, progress=True)
+    output = capsys.readouterr()
+    assert output.out == ""
+    for part in ("100%", " K", "meV/atom/ps", "ns/day"):
+        assert part in output.err
 
 
 def test_other_constraints_are_refused(methane: tuple[Atoms, Calculator]) -> None:
