@@ -188,13 +188,17 @@ def imported(node: ast.Import | ast.ImportFrom) -> list[str]:
     return [module.partition(".")[0] for module in modules]
 
 
-STATE = {"torch.set_default_dtype", "torch.set_default_device", "torch.use_deterministic_algorithms"}
-STATE |= {"np.random.seed", "random.seed", "os.putenv", "torch.seed", "np.seterr"}
+STATE = {"torch.set_default_dtype", "torch.set_default_device", "np.random.seed"}
+STATE |= {"random.seed", "os.putenv", "torch.seed", "np.seterr"}
 LEGACY = re.compile(
     r"(np|numpy)\.random\.(rand|randn|randint|normal|uniform|choice|shuffle|permutation|random)$"
 )
 # allowed where the same function puts the former state back
-RESTORED_BY = {"torch.manual_seed": "fork_rng", "torch.set_num_threads": "torch.get_num_threads"}
+RESTORED_BY = {
+    "torch.manual_seed": "fork_rng",
+    "torch.set_num_threads": "torch.get_num_threads",
+    "torch.use_deterministic_algorithms": "torch.are_deterministic_algorithms_enabled",
+}
 
 
 def test_no_hidden_randomness_or_process_wide_state(trees: dict[str, ast.Module]) -> None:
