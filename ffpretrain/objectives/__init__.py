@@ -15,6 +15,7 @@ from ffpretrain.potential import Potential
 __all__ = ["Objective", "create_objective", "list_objectives", "objective_class"]
 
 _BUILT_IN = {
+    "3d-emgp": "ffpretrain.objectives.emgp:EMGP",
     "coord": "ffpretrain.objectives.coord:Coord",
     "georecon": "ffpretrain.objectives.georecon:GeoRecon",
     "ndem": "ffpretrain.objectives.ndem:NDeM",

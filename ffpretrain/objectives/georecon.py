@@ -12,13 +12,13 @@ through ``g``: that is what makes it informative.
 
 What the paper leaves open or contradicts, and what is chosen here: its decoder acts on invariant scalars and
 returns vectors, which no equivariant map can, so the decoder joins ``g`` to the scalars and passes both
-streams through gated equivariant blocks, ``layers`` of them; lambda is not given for the main tables, 1 and 5 layers
-are those of the ablations with the same figures (with lambda = 1 the second and third input coincide and are
+streams through gated equivariant blocks, ``layers`` of them; lambda is not given for the main tables, so that
+of the ablations is taken, 1, with 5 layers (with lambda = 1 the second and third input coincide and are
 encoded once); targets are in units of sigma, without which losses are some 1e-3 (``normalize=False``: Å).
 
 The clean term pulls the head to zero: on a harmonic potential with variance ``s^2`` the best slope of the
-head is ``sigma^2 / (sigma^2 + s^2 (1 + w))`` with ``w = clean_weight / denoise_weight``, so forces read off it are
-too small by that much.
+head is ``sigma^2 / (sigma^2 + s^2 (1 + w))`` with ``w = clean_weight / denoise_weight``, where it would be
+``sigma^2 / (sigma^2 + s^2)`` without: forces read off it are too small by that much.
 """
 
 from __future__ import annotations

@@ -1,0 +1,228 @@
+"""3D-EMGP: energy-motivated pretraining (Jiao et al. 2023), force prediction and noise-scale prediction.
+
+A level ``sigma_l`` is drawn for each structure, which is then displaced by it. From the node features
+``h'_i`` (eq. 1) come a graph-level vector ``u = sum_i h'_i``, an energy ``E = proj(u)`` (eq. 2) and forces
+``F = -dE/dx`` (eq. 3). Two losses (eq. 14): ``L = efp_weight L_EFP + inp_weight L_INP`` with
+
+    ``L_EFP = sigma^2 |F(X~) / sigma - S / alpha|^2 = |F(X~) - sigma S / alpha|^2``   (eq. 12)
+    ``L_INP = cross entropy of the level from (u(X), u(X~))``   (eq. 13)
+
+summed over atoms and components, mean over structures. ``S`` is the score of the Riemann-Gaussian
+distribution (eq. 11), which does not change when the clean structure is moved or turned.
+
+What is to know of it: with one Langevin step, the paper's choice, the noise is plain Gaussian and only the
+target is Riemannian. The target has neither net force nor torque, and none to first order out of the plane
+of a planar molecule; a prediction of zero costs ``N + 1 + (tr M)^2 / tr M^2`` at small sigma (M: second
+moments of the clean structure). Levels reach 10 Å, where nothing is left of the molecule. The network is
+not told the level.
+
+What the paper leaves open, and what is chosen here: the node decoder is a two-layer perceptron on the
+backbone's scalars, its edges are those of the backbone's cutoff and not all pairs with bond types.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ffpretrain.backbones.base import Features
+from ffpretrain.errors import ConfigError
+from ffpretrain.graphs import Graph, Sample
+from ffpretrain.noise import (
+    FrameGenerators,
+    noise_levels,
+    riemann_gaussian_noise,
+    riemann_gaussian_target,
+)
+from ffpretrain.objectives.base import Objective, displaced, graph_of, index_of, mean_over
+from ffpretrain.objectives.fields import force_scale
+from ffpretrain.potential import Potential
+
+__all__ = ["EMGP", "PooledEnergy", "PooledPotential"]
+
+
+def _perceptron(n_in: int, n_hidden: int, n_out: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(n_in, n_hidden), nn.SiLU(), nn.Linear(n_hidden, n_out))
+
+
+class PooledEnergy(nn.Module):
+    """A graph-level vector from node features and an energy from it, eq. 2.
+
+    Args:
+        n_features: F of the backbone.
+    """
+
+    def __init__(self, n_features: int) -> None:
+        super().__init__()
+        self.node = _perceptron(n_features, n_features, n_features)
+        self.project = _perceptron(n_features, n_features, 1)
+
+    def pool(self, features: Features, graph: Graph) -> Tensor:
+        """Return u ``[B, F]``."""
+        node = self.node(features.scalars)
+        return node.new_zeros(graph.n_graphs, node.shape[1]).index_add(0, graph.batch, node)
+
+    def forward(self, network: Potential, graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
+        """Return u ``[B, F]``, the energy ``[B]`` and its negative gradient ``[N, 3]``, differentiable."""
+        pos = graph.pos.detach().requires_grad_(True)
+        pooled = self.pool(network.features(graph._replace(pos=pos)), graph)
+        energy = self.project(pooled).squeeze(-1)
+        (gradient,) = torch.autograd.grad(energy.sum(), pos, create_graph=True, materialize_grads=True)
+        return pooled, energy, -gradient.to(energy)
+
+
+class PooledPotential(nn.Module):
+    """The pooled energy as a potential: an energy for each structure, none for each atom, and no stress.
+
+    Args:
+        network: its backbone and elements are used.
+        head: of the energy.
+        scale: eV per unit of the head's energy.
+    """
+
+    conservative: ClassVar[bool] = True
+    scale: Tensor
+
+    def __init__(self, network: Potential, head: PooledEnergy, scale: float) -> None:
+        super().__init__()
+        self.network, self.head, self.card = network, head, None
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64))
+
+    @property
+    def cutoff(self) -> float:
+        """Largest distance of an edge in Å."""
+        return self.network.cutoff
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        return self.network.dtype
+
+    @property
+    def elements(self) -> list[int]:
+        """Atomic numbers the model accepts."""
+        return self.network.elements
+
+    def features(self, graph: Graph) -> Features:
+        """Return the backbone's features of a graph."""
+        return self.network.features(graph)
+
+    def check_elements(self, z: Tensor) -> None:
+        """Refuse unknown elements, as :meth:`~ffpretrain.potential.Potential.check_elements`."""
+        self.network.check_elements(z)
+
+    def forward(self, graph: Graph, *, forces: bool = True, stress: bool | None = None) -> dict[str, Tensor]:
+        """Evaluate a graph.
+
+        Args:
+            graph: as for a potential.
+            forces: False leaves them out.
+            stress: must not be asked for.
+
+        Returns:
+            ``energy [B]`` eV float64 and ``forces [N, 3]`` eV/Å in the precision of ``graph.pos``, detached.
+
+        Raises:
+            UnsupportedInputError: an element the model never saw.
+            ConfigError: a stress is asked for.
+        """
+        if stress:
+            raise ConfigError("this potential has no stress; train with labels, or with coord, for one")
+        with torch.enable_grad():
+            _, energy, force = self.head(self.network, graph)
+        out = {"energy": energy.detach().to(torch.float64) * self.scale.to(torch.float64)}
+        if forces:
+            out["forces"] = force.detach().to(graph.pos) * self.scale.to(graph.pos)
+        return out
+
+
+class EMGP(Objective):
+    """3D-EMGP pretraining; registry name ``3d-emgp``. Needs no labels.
+
+    Args:
+        potential: its backbone is trained in place.
+        sigma_max: largest level, Å.
+        sigma_min: smallest level, Å.
+        levels: number of levels, log-uniform.
+        langevin_steps: T of appendix A.6.
+        efp_weight: weight of force prediction (lambda_1).
+        inp_weight: weight of noise-scale prediction (lambda_2).
+
+    Raises:
+        ConfigError: an option out of range.
+    """
+
+    name: ClassVar[str] = "3d-emgp"
+    needs_labels: ClassVar[bool] = False
+    sigmas: Tensor
+
+    def __init__(
+        self,
+        potential: Potential,
+        sigma_max: float = 10.0,
+        sigma_min: float = 0.01,
+        levels: int = 50,
+        langevin_steps: int = 1,
+        efp_weight: float = 1.0,
+        inp_weight: float = 0.2,
+    ) -> None:
+        super().__init__(potential)
+        if langevin_steps < 1:
+            raise ConfigError(f"3d-emgp: langevin_steps={langevin_steps}; give at least 1")
+        if not (efp_weight >= 0 and inp_weight >= 0 and 0 < efp_weight + inp_weight < float("inf")):
+            raise ConfigError("3d-emgp: weights must be finite, not negative, nor both zero")
+        self.langevin_steps, self.efp_weight, self.inp_weight = langevin_steps, efp_weight, inp_weight
+        self.register_buffer("sigmas", noise_levels(sigma_max, sigma_min, levels), persistent=False)
+        n_features = potential.backbone.n_features
+        self.energy_head = PooledEnergy(n_features)
+        self.level_head = _perceptron(2 * n_features, n_features, levels)
+
+    def forward(self, sample: Sample | Graph, generator: torch.Generator) -> dict[str, Tensor]:
+        """See :class:`~ffpretrain.objectives.base.Objective`; adds ``efp`` and ``inp``."""
+        graph = graph_of(sample)
+        noisy, level = self.draw(sample, generator)
+        with torch.enable_grad():
+            pooled_noisy, _, force = self.energy_head(self.network, noisy)
+        sigma = self.sigmas[level].to(graph.pos)
+        target = riemann_gaussian_target(noisy.pos, graph.pos, sigma, graph.batch).to(force)
+        error = (force - target).square().sum(-1)
+        per_graph = error.new_zeros(graph.n_graphs).index_add(0, graph.batch, error)
+        pooled = self.energy_head.pool(self.network.features(graph), graph)
+        entropy = nn.functional.cross_entropy(self.logits(pooled, pooled_noisy), level, reduction="none")
+        terms = {
+            "efp": mean_over(per_graph, sample, "n_graphs"),
+            "inp": mean_over(entropy, sample, "n_graphs"),
+        }
+        return {"loss": self.efp_weight * terms["efp"] + self.inp_weight * terms["inp"], **terms}
+
+    def draw(self, sample: Sample | Graph, generator: torch.Generator) -> tuple[Graph, Tensor]:
+        """Return the noisy graph and the level of each structure, int64 ``[B]``."""
+        graph = graph_of(sample)
+        counts = torch.bincount(graph.batch, minlength=graph.n_graphs).tolist()
+        streams = FrameGenerators(generator, index_of(sample), graph.n_graphs)
+        picks = torch.cat(streams.uniform([1] * graph.n_graphs))
+        level = (picks * len(self.sigmas)).long().to(graph.pos.device)
+        unit = [
+            streams.normal(counts, graph.pos.dtype).to(graph.pos.device) for _ in range(self.langevin_steps)
+        ]
+        pos = riemann_gaussian_noise(graph.pos, graph.batch, self.sigmas[level], unit)
+        return displaced(graph, pos - graph.pos, self.network.cutoff), level
+
+    def logits(self, clean: Tensor, noisy: Tensor) -> Tensor:
+        """Return the scores of the levels ``[B, L]`` from the graph-level vectors ``[B, F]`` of both."""
+        return self.level_head(torch.cat([clean, noisy], dim=-1))
+
+    def potential(self, kT: float | None = None, sigma: float | None = None) -> PooledPotential:
+        """Return the energy of force prediction as a potential: forces are ``(kT / sigma) F``.
+
+        Args:
+            kT: eV; None takes 300 K.
+            sigma: Å, the level the score is read at; None takes the geometric mean of the levels. It sets the
+                unit alone, since the network is not told the level.
+        """
+        level = float((self.sigmas[0] * self.sigmas[-1]).sqrt()) if sigma is None else sigma
+        scale = force_scale(kT, level) * level
+        return PooledPotential(copy.deepcopy(self.network), copy.deepcopy(self.energy_head), scale).eval()
