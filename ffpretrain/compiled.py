@@ -40,8 +40,8 @@ class AtomicEnergies(nn.Module):
 class CompiledForces:
     """Drop-in for ``potential(graph)`` while training on batches of equal molecules.
 
-    One function is built for each (number of molecules, number of atoms) met, the first time it is met: one to
-    three minutes on a CPU, once per machine and size thanks to the compiler's own cache. The first result of
+    One function is built for each (number of molecules, number of atoms) met, the first time it is met: one
+    to three minutes on a CPU, once per machine and size thanks to the compiler's own cache. The first result of
     each is compared with the eager one.
 
     Args:

@@ -1,4 +1,4 @@
-"""The two types that travel: :class:`Graph`, which a model reads, and :class:`Sample`, a graph with labels."""
+"""The two types that travel: :class:`Graph`, which a model reads, and :class:`Sample`, that with labels."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Two layouts share one interface, so that a backbone is written once:
 
-* :class:`EdgeList`: any graph. Pairs are a flat list; gathering is ``index_select``, reducing is ``index_add``.
+* :class:`EdgeList`: any graph. Pairs are a flat list; gathering is ``index_select``, reducing ``index_add``.
 * :class:`DensePairs`: a batch of molecules with the same number of atoms, where every pair is kept and the
   cutoff function alone removes the far ones. Gathering is a broadcast and reducing a plain sum, so a compiler
   can fuse message and reduction, and shapes never change. Only valid for a backbone whose messages vanish
