@@ -1,0 +1,284 @@
+"""DenoiseVAE: the KL in closed form, both forms of the loss, its optimum, symmetry, gradients."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ffpretrain.backbones import create_backbone
+from ffpretrain.errors import ConfigError
+from ffpretrain.graphs import Graph, Sample, batch_graphs
+from ffpretrain.noise import gaussian_noise
+from ffpretrain.objectives import create_objective
+from ffpretrain.objectives.denoisevae import DenoiseVAE, kl_divergence
+from ffpretrain.testing import (
+    check_permutation,
+    check_rotation,
+    check_translation,
+    random_molecule,
+    random_rotation,
+    randomize,
+)
+
+CUTOFF = 5.0
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64)
+
+
+def fresh(**options: object) -> DenoiseVAE:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        backbone = create_backbone("torchmd-et", hidden=16, layers=2, heads=2, rbf=8, cutoff=CUTOFF).double()
+        objective = create_objective("denoisevae", backbone=backbone, generator_layers=1, **options)
+    assert isinstance(objective, DenoiseVAE)
+    return objective
+
+
+def make(**options: object) -> DenoiseVAE:
+    objective = fresh(**options)
+    randomize(objective, size=0.05)
+    return objective
+
+
+def graph() -> Graph:
+    generator = seeded(1)
+    return batch_graphs([random_molecule([6, 1, 8, 7], n, CUTOFF, generator) for n in (5, 9)])
+
+
+# ---------------------------------------------------------------- the KL (METHODS 3.5.1, 3.5.6)
+
+
+@pytest.mark.parametrize(
+    ("sigma", "one", "three"),
+    [
+        (0.1, 0.0, 0.0),
+        (0.05, 0.318147, 0.954442),
+        (0.2, 0.806853, 2.420558),
+        (0.4, 6.113706, 18.341117),
+        (0.01, 1.807585, 5.422755),
+    ],
+)
+def test_values_of_the_divergence(sigma: float, one: float, three: float) -> None:
+    value = torch.tensor([sigma], dtype=torch.float64)
+    assert float(kl_divergence(value, 0.1, 1)) == pytest.approx(one, abs=1e-6)
+    assert float(kl_divergence(value, 0.1, 3)) == pytest.approx(three, abs=1e-6)
+
+
+def test_the_divergence_is_smallest_at_the_prior() -> None:
+    sigma = torch.tensor([0.1, 0.05, 0.3], dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(kl_divergence(sigma, 0.1, 1).sum(), sigma)
+    torch.testing.assert_close(slope, (-1 / sigma + sigma / 0.01).detach(), rtol=1e-12, atol=1e-12)
+    assert abs(float(slope[0])) < 1e-12
+
+
+def test_the_divergence_is_that_of_a_full_covariance() -> None:
+    sigma = torch.tensor([0.05, 0.2, 0.13], dtype=torch.float64)
+    covariance = torch.diag(sigma.square())
+    root = torch.linalg.cholesky(covariance)
+    log_det = 2 * root.diagonal().log().sum()
+    full = 0.5 * (covariance.trace() / 0.01 - 3 + 3 * math.log(0.01) - log_det)
+    torch.testing.assert_close(kl_divergence(sigma, 0.1, 1).sum(), full)
+
+
+# ---------------------------------------------------------------- the denoising term (3.5.2, 3, 5, 7)
+
+
+def test_both_forms_of_the_loss() -> None:
+    objective, clean = make(), graph()
+    sigma = 0.02 + 0.2 * torch.rand(14, generator=seeded(), dtype=torch.float64)
+    unit = normal(14, 3)
+    error = objective.denoising_error(clean, sigma, unit)
+    pos = clean.pos + sigma.unsqueeze(1) * unit
+    score = objective.score(clean._replace(pos=pos))
+    variance = sigma.square()
+    as_written = variance * (score - (clean.pos - pos) / variance.unsqueeze(1)).square().sum(-1)
+    torch.testing.assert_close(error, as_written, rtol=1e-10, atol=0)
+
+
+class Scalar(nn.Module):
+    """``-k x``, the linear score; the features are the graph itself."""
+
+    def __init__(self, slope: float) -> None:
+        super().__init__()
+        self.slope = slope
+
+    def forward(self, graph: Graph) -> Tensor:
+        return -self.slope * graph.pos
+
+
+class Passing(nn.Module):
+    cutoff, dtype = CUTOFF, torch.float64
+
+    def forward(self, graph: Graph) -> Graph:
+        return graph
+
+
+def toy(slope: float, n: int, s: float) -> tuple[DenoiseVAE, Graph]:
+    """Return the objective with score ``-slope x`` and n atoms of one structure drawn from N(0, s^2)."""
+    objective = fresh(prior_sigma=1.0, rebuild_edges=False)
+    objective.network.backbone = Passing()  # type: ignore[assignment]
+    objective.noise_head = Scalar(slope)  # type: ignore[assignment]
+    empty = torch.zeros(0, 3, dtype=torch.float64)
+    batch = torch.zeros(n, dtype=torch.long)
+    cell = torch.zeros(1, 3, 3, dtype=torch.float64)
+    z = torch.ones(n, dtype=torch.long)
+    return objective, Graph(z, s * normal(n, 3, seed=3), empty.T[:2].long(), empty, batch, cell, 1)
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.1, 0.3])
+def test_predicting_nothing_costs_three_an_atom_whatever_the_noise(sigma: float) -> None:
+    objective, clean = toy(0.0, 4000, 0.1)
+    error = objective.denoising_error(clean, torch.full((4000,), sigma, dtype=torch.float64), normal(4000, 3))
+    assert float(error.mean()) == pytest.approx(3.0, rel=5 * math.sqrt(2 / 12000))
+
+
+@pytest.mark.parametrize(("sigma", "least"), [(0.05, 0.80), (0.1, 0.50), (0.3, 0.10)])
+def test_the_smallest_loss_falls_with_the_noise(sigma: float, least: float) -> None:
+    s, n = 0.1, 4000
+    # the best slope is 1 / (s^2 + sigma^2); the loss 1 / (1 + sigma^2 / s^2)
+    assert 1 / (1 + sigma**2 / s**2) == pytest.approx(least, abs=1e-12)
+    objective, clean = toy(1 / (s**2 + sigma**2), n, s)
+    levels = torch.full((n,), sigma, dtype=torch.float64)
+    at_best = float(objective.denoising_error(clean, levels, normal(n, 3)).mean()) / 3
+    assert at_best == pytest.approx(least, rel=5 * math.sqrt(2 / (3 * n)))
+    for factor in (0.9, 1.1):
+        objective.noise_head = Scalar(factor / (s**2 + sigma**2))  # type: ignore[assignment]
+        assert float(objective.denoising_error(clean, levels, normal(n, 3)).mean()) / 3 > at_best
+
+
+def test_the_gradient_to_sigma_is_that_of_the_reparametrised_loss() -> None:
+    # L = (1 - k sigma^2)^2 + k^2 sigma^2 s^2, dL/dsigma = -4 k sigma (1 - k sigma^2) + 2 k^2 sigma s^2
+    s, k, sigma, n = 0.1, 30.0, 0.12, 4000
+    objective, clean = toy(k, n, s)
+    # draws with exact second moments, so that the average is the expectation
+    draws = torch.stack([clean.pos, normal(n, 3, seed=4)], -1).view(-1, 2)
+    draws = draws - draws.mean(0)
+    white = torch.linalg.inv(torch.linalg.cholesky(draws.T @ draws / len(draws)))
+    x, unit = (draws @ white.T).view(n, 3, 2).unbind(-1)
+    level = torch.tensor(sigma, dtype=torch.float64, requires_grad=True)
+    loss = objective.denoising_error(clean._replace(pos=s * x), level.expand(n), unit).mean() / 3
+    (slope,) = torch.autograd.grad(loss, level)
+    assert float(loss.detach()) == pytest.approx((1 - k * sigma**2) ** 2 + (k * sigma * s) ** 2, rel=1e-10)
+    wanted = -4 * k * sigma * (1 - k * sigma**2) + 2 * k**2 * sigma * s**2
+    assert float(slope) == pytest.approx(wanted, rel=1e-10)
+
+
+def test_with_constant_noise_and_no_divergence_it_is_coordinate_denoising() -> None:
+    objective, clean = fresh(kl_weight=0.0, reduction="mean", prior_sigma=0.04), graph()
+    coord = create_objective("coord", potential=objective.network, sigma=0.04)
+    # D = -eps_hat / sigma: the same network with the sign of its last layer turned
+    coord.noise_head.load_state_dict(objective.noise_head.state_dict())
+    with torch.no_grad():
+        coord.noise_head.second.vec_proj.weight.neg_()
+    mine, other = (float(o(clean, seeded())["loss"].detach()) for o in (objective, coord))
+    # sigma starts as the exponential of a float32 number
+    assert mine == pytest.approx(3 * other, rel=1e-6)
+
+
+# ---------------------------------------------------------------- symmetry (3.5.4)
+
+
+def test_sigma_is_invariant() -> None:
+    objective = make()
+
+    def model(g: Graph) -> dict[str, Tensor]:
+        return {"energies": objective.noise_generator(g)}
+
+    assert float(objective.noise_generator(graph()).detach().std()) > 1e-4
+    check_rotation(model, graph())
+    check_translation(model, graph())
+    check_permutation(model, graph())
+
+
+@pytest.mark.parametrize("mirror", [1.0, -1.0])
+def test_the_loss_does_not_change_when_structure_and_noise_turn_together(mirror: float) -> None:
+    objective, clean, unit = make(), graph(), normal(14, 3)
+    rotation = mirror * random_rotation(seeded(2))
+    turned = clean._replace(pos=clean.pos @ rotation.T + 1.0)
+    errors = [
+        objective.denoising_error(g, objective.noise_generator(g), u)
+        for g, u in ((clean, unit), (turned, unit @ rotation.T))
+    ]
+    torch.testing.assert_close(errors[1], errors[0], rtol=1e-9, atol=1e-10)
+
+
+# ---------------------------------------------------------------- the objective
+
+
+def test_it_starts_at_the_prior() -> None:
+    terms = fresh()(graph(), seeded())
+    assert abs(float(terms["kl"].detach())) < 1e-12
+    assert float(terms["sigma"]) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("kl_dims", [1, 3])
+def test_reductions_by_hand(kl_dims: int) -> None:
+    clean = graph()
+    paper, mean = (make(reduction=r, kl_dims=kl_dims, kl_weight=0.7) for r in ("paper", "mean"))
+    sigma = paper.noise_generator(clean).detach()
+    unit = gaussian_noise(clean.batch, 2, 1.0, seeded()).displacement
+    error = paper.denoising_error(clean, sigma, unit).detach()
+    kl = kl_divergence(sigma, 0.1, kl_dims)
+    terms = {key: value.detach() for key, value in paper(clean, seeded()).items()}
+    torch.testing.assert_close(terms["denoise"], error.sum() / 2)
+    torch.testing.assert_close(terms["kl"], (kl[:5].mean() + kl[5:].mean()) / 2)
+    torch.testing.assert_close(terms["loss"], terms["denoise"] + 0.7 * terms["kl"])
+    terms = {key: value.detach() for key, value in mean(clean, seeded()).items()}
+    torch.testing.assert_close(terms["denoise"], error.mean())
+    torch.testing.assert_close(terms["kl"], kl.mean())
+
+
+def test_both_networks_learn() -> None:
+    objective, clean = make(), graph()
+    objective(clean, seeded())["denoise"].backward()
+    for module in (objective.noise_generator, objective.network.backbone, objective.noise_head):
+        assert sum(float(p.grad.abs().sum()) for p in module.parameters() if p.grad is not None) > 0
+    optimizer = torch.optim.Adam(objective.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = objective(clean, seeded())["loss"]
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_the_loss_of_a_structure_does_not_depend_on_its_batch() -> None:
+    objective = make()
+    graphs = [random_molecule([6, 1, 8], n, CUTOFF, seeded(n)) for n in (5, 9)]
+    alone = [
+        objective(Sample(g, {}, {"index": torch.tensor([i])}), seeded())["loss"].detach()
+        for i, g in enumerate(graphs)
+    ]
+    both = objective(Sample(batch_graphs(graphs), {}, {"index": torch.tensor([0, 1])}), seeded())["loss"]
+    torch.testing.assert_close(both.detach(), (alone[0] + alone[1]) / 2)
+
+
+def test_the_field_is_the_temperature_times_the_score() -> None:
+    objective, clean = make().eval(), graph()
+    forces = objective.potential(kT=0.02)(clean)["forces"]
+    torch.testing.assert_close(forces, 0.02 * objective.score(clean).detach())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prior_sigma": 0.0}, "prior_sigma=0.0"),
+        ({"kl_weight": -1.0}, "kl_weight=-1.0"),
+        ({"kl_dims": 2}, "kl_dims=2"),
+        ({"reduction": "sum"}, "unknown reduction 'sum'"),
+    ],
+)
+def test_bad_options_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        fresh(**options)
