@@ -72,10 +72,10 @@ class FrameGenerators:
         ]
         self.shared = torch.Generator(device).manual_seed(base)
 
-    def normal(self, counts: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Draw standard normal vectors ``[sum(counts), 3]``, each structure from its own stream."""
+    def normal(self, counts: Sequence[int], dtype: torch.dtype, width: int = 3) -> Tensor:
+        """Draw standard normal numbers ``[sum(counts), width]``, each structure from its own stream."""
         pieces = [
-            torch.randn(n, 3, generator=g, dtype=dtype, device=g.device)
+            torch.randn(n, width, generator=g, dtype=dtype, device=g.device)
             for n, g in zip(counts, self._streams, strict=True)
         ]
         return torch.cat(pieces)

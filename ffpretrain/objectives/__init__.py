@@ -20,6 +20,7 @@ _BUILT_IN = {
     "denoisevae": "ffpretrain.objectives.denoisevae:DenoiseVAE",
     "georecon": "ffpretrain.objectives.georecon:GeoRecon",
     "ndem": "ffpretrain.objectives.ndem:NDeM",
+    "se3-ddm": "ffpretrain.objectives.se3_ddm:SE3DDM",
     "supervised": "ffpretrain.objectives.supervised:Supervised",
 }
 _GROUP = "ffpretrain.objectives"

@@ -38,7 +38,7 @@ from ffpretrain.noise import (
     riemann_gaussian_target,
 )
 from ffpretrain.objectives.base import Objective, displaced, graph_of, index_of, mean_over
-from ffpretrain.objectives.fields import force_scale
+from ffpretrain.objectives.fields import Learned, force_scale
 from ffpretrain.potential import Potential
 
 __all__ = ["EMGP", "PooledEnergy", "PooledPotential"]
@@ -74,7 +74,7 @@ class PooledEnergy(nn.Module):
         return pooled, energy, -gradient.to(energy)
 
 
-class PooledPotential(nn.Module):
+class PooledPotential(Learned):
     """The pooled energy as a potential: an energy for each structure, none for each atom, and no stress.
 
     Args:
@@ -87,32 +87,9 @@ class PooledPotential(nn.Module):
     scale: Tensor
 
     def __init__(self, network: Potential, head: PooledEnergy, scale: float) -> None:
-        super().__init__()
-        self.network, self.head, self.card = network, head, None
+        super().__init__(network)
+        self.head = head
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64))
-
-    @property
-    def cutoff(self) -> float:
-        """Largest distance of an edge in Å."""
-        return self.network.cutoff
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of the weights."""
-        return self.network.dtype
-
-    @property
-    def elements(self) -> list[int]:
-        """Atomic numbers the model accepts."""
-        return self.network.elements
-
-    def features(self, graph: Graph) -> Features:
-        """Return the backbone's features of a graph."""
-        return self.network.features(graph)
-
-    def check_elements(self, z: Tensor) -> None:
-        """Refuse unknown elements, as :meth:`~ffpretrain.potential.Potential.check_elements`."""
-        self.network.check_elements(z)
 
     def forward(self, graph: Graph, *, forces: bool = True, stress: bool | None = None) -> dict[str, Tensor]:
         """Evaluate a graph.

@@ -40,7 +40,44 @@ def force_scale(kT: float | None, sigma: float) -> float:
     return energy / sigma**2
 
 
-class DenoisingField(nn.Module):
+class Learned(nn.Module):
+    """What the models of label-free objectives share: a backbone, and its limits.
+
+    Args:
+        network: its backbone and its elements are used, its energy head is not.
+    """
+
+    conservative: ClassVar[bool]
+
+    def __init__(self, network: Potential) -> None:
+        super().__init__()
+        self.network, self.card = network, None
+
+    @property
+    def cutoff(self) -> float:
+        """Largest distance of an edge in Å."""
+        return self.network.cutoff
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights."""
+        return self.network.dtype
+
+    @property
+    def elements(self) -> list[int]:
+        """Atomic numbers the model accepts."""
+        return self.network.elements
+
+    def features(self, graph: Graph) -> Features:
+        """Return the backbone's features of a graph."""
+        return self.network.features(graph)
+
+    def check_elements(self, z: Tensor) -> None:
+        """Refuse unknown elements, as :meth:`~ffpretrain.potential.Potential.check_elements`."""
+        self.network.check_elements(z)
+
+
+class DenoisingField(Learned):
     """A predicted displacement as a force field without an energy; called as a potential is.
 
     The field of a direct head is no gradient, so it has no energy and does not conserve one: use it to relax
@@ -56,32 +93,9 @@ class DenoisingField(nn.Module):
     factor: Tensor
 
     def __init__(self, network: Potential, head: nn.Module, factor: float) -> None:
-        super().__init__()
-        self.network, self.head, self.card = network, head, None
+        super().__init__(network)
+        self.head = head
         self.register_buffer("factor", torch.tensor(factor, dtype=torch.float64))
-
-    @property
-    def cutoff(self) -> float:
-        """Largest distance of an edge in Å."""
-        return self.network.cutoff
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of the weights."""
-        return self.network.dtype
-
-    @property
-    def elements(self) -> list[int]:
-        """Atomic numbers the field accepts."""
-        return self.network.elements
-
-    def features(self, graph: Graph) -> Features:
-        """Return the backbone's features of a graph."""
-        return self.network.features(graph)
-
-    def check_elements(self, z: Tensor) -> None:
-        """Refuse unknown elements, as :meth:`~ffpretrain.potential.Potential.check_elements`."""
-        self.network.check_elements(z)
 
     def forward(self, graph: Graph, *, forces: bool = True, stress: bool | None = None) -> dict[str, Tensor]:
         """Evaluate a graph.

@@ -1,0 +1,235 @@
+"""SE(3)-DDM: denoising of distances between two views (SE(3)-DDM, also GeoSSL-DDM, section 4).
+
+The views are a structure and a copy displaced by Gaussian noise. Distances ``d`` of one view are disturbed
+once more, ``d~ = d + sigma xi``, and scored with the help of the other view's features (eq. 7-8):
+
+    ``s(d~, g)_ij = MLP(MLP(d~_ij), h(g)_i + h(g)_j)``
+    ``l(g -> d) = sigma^beta |s / sigma - (d - d~) / sigma^2|^2 / 2 = sigma^(beta - 2) |s + xi|^2 / 2``
+
+summed over all pairs of atoms, mean over structures and over the two directions (eq. 9), each with its own
+head.
+
+What the paper leaves open or its code does otherwise, and what is chosen here: one level for each structure
+and direction, drawn from all (the paper sums over them); beta is 2, which weighs all levels alike (the grid
+is 0.05 to 10, the choice not reported); both views keep all atoms (the grid of mask ratios is 0 and 0.3);
+the view's edges are its own (``rebuild_edges=False`` keeps the clean ones, as the code). Disturbed
+distances may be negative, and the head is not told the level. All pairs count, whatever their distance.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ffpretrain.errors import ConfigError, UnsupportedInputError
+from ffpretrain.graphs import Graph, Sample
+from ffpretrain.noise import FrameGenerators, noise_levels
+from ffpretrain.objectives.base import Objective, displaced, graph_of, index_of, mean_over
+from ffpretrain.objectives.fields import Learned, force_scale
+from ffpretrain.potential import Potential
+
+__all__ = ["SE3DDM", "DistanceField", "DistanceScore", "all_pairs", "distances", "pair_forces"]
+
+
+def all_pairs(graph: Graph) -> Tensor:
+    """Return every unordered pair of atoms of the same structure once, int64 ``[2, P]``.
+
+    Raises:
+        UnsupportedInputError: a periodic structure, whose pairs have no one distance.
+    """
+    if bool((graph.cell != 0).any()):
+        raise UnsupportedInputError(
+            "se3-ddm scores distances within molecules; periodic structures have none"
+        )
+    pairs, start = [], 0
+    for n in torch.bincount(graph.batch, minlength=graph.n_graphs).tolist():
+        pairs.append(torch.triu_indices(n, n, 1, device=graph.z.device) + start)
+        start += n
+    return torch.cat(pairs, dim=1)
+
+
+def distances(pos: Tensor, pairs: Tensor) -> Tensor:
+    """Return the distance of each pair in Å ``[P]``."""
+    return (pos[pairs[0]] - pos[pairs[1]]).norm(dim=1)
+
+
+def pair_forces(score: Tensor, pos: Tensor, pairs: Tensor) -> Tensor:
+    """Return the score of the positions from that of the distances, eq. 5, ``[N, 3]``.
+
+    ``sum_j s_ij (r_i - r_j) / d_ij``: no net force and no net torque, whatever the scores.
+
+    Args:
+        score: of each pair ``[P]``.
+        pos: ``[N, 3]`` Å.
+        pairs: as :func:`all_pairs`.
+    """
+    vector = pos[pairs[0]] - pos[pairs[1]]
+    pull = score.to(pos).unsqueeze(1) * vector / vector.norm(dim=1, keepdim=True)
+    return torch.zeros_like(pos).index_add(0, pairs[0], pull).index_add(0, pairs[1], -pull)
+
+
+class DistanceScore(nn.Module):
+    """Score of disturbed distances given features, eq. 8.
+
+    Args:
+        n_features: F of the backbone.
+    """
+
+    def __init__(self, n_features: int) -> None:
+        super().__init__()
+        n = n_features
+        self.distance = nn.Sequential(nn.Linear(1, n), nn.SiLU(), nn.Linear(n, 1))
+        self.out = nn.Sequential(
+            nn.Linear(n + 1, n), nn.SiLU(), nn.Linear(n, n // 2), nn.SiLU(), nn.Linear(n // 2, 1)
+        )
+
+    def forward(self, distance: Tensor, scalars: Tensor, pairs: Tensor) -> Tensor:
+        """Return s ``[P]``.
+
+        Args:
+            distance: disturbed, Å ``[P]``.
+            scalars: features of the other view ``[N, F]``.
+            pairs: as :func:`all_pairs`.
+        """
+        both = scalars[pairs[0]] + scalars[pairs[1]]
+        own = self.distance(distance.to(scalars).unsqueeze(1))
+        return self.out(torch.cat([own, both], dim=1)).squeeze(1)
+
+
+class DistanceField(Learned):
+    """Scores of a structure's own distances as forces; without an energy, since the scores are no gradient.
+
+    Args:
+        network: its backbone and elements are used.
+        head: scores distances.
+        scale: eV/Å per unit of the score.
+    """
+
+    conservative: ClassVar[bool] = False
+    scale: Tensor
+
+    def __init__(self, network: Potential, head: DistanceScore, scale: float) -> None:
+        super().__init__(network)
+        self.head = head
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64))
+
+    def forward(self, graph: Graph, *, forces: bool = True, stress: bool | None = None) -> dict[str, Tensor]:
+        """Return ``forces [N, 3]`` eV/Å in the precision of ``graph.pos``, detached; nothing without forces.
+
+        Args:
+            graph: molecules.
+            forces: False leaves them out.
+            stress: must not be asked for.
+
+        Raises:
+            UnsupportedInputError: an element the model never saw, or a periodic structure.
+            ConfigError: a stress is asked for.
+        """
+        if stress:
+            raise ConfigError("a field of distance scores has no stress")
+        if not forces:
+            return {}
+        pairs = all_pairs(graph)
+        with torch.no_grad():
+            score = self.head(distances(graph.pos, pairs), self.features(graph).scalars, pairs)
+            return {"forces": self.scale.to(graph.pos) * pair_forces(score, graph.pos, pairs)}
+
+
+class SE3DDM(Objective):
+    """SE(3)-DDM pretraining; registry name ``se3-ddm``. Needs no labels.
+
+    Args:
+        potential: its backbone is trained in place.
+        view_sigma: standard deviation of the second view's displacements, Å.
+        sigma_max: largest level of the noise on distances, Å.
+        sigma_min: smallest level, Å.
+        levels: number of levels, log-uniform.
+        beta: exponent of the weight of a level (annealing factor).
+        rebuild_edges: find neighbours anew for the second view; False keeps the clean ones.
+
+    Raises:
+        ConfigError: an option out of range.
+    """
+
+    name: ClassVar[str] = "se3-ddm"
+    needs_labels: ClassVar[bool] = False
+    sigmas: Tensor
+
+    def __init__(
+        self,
+        potential: Potential,
+        view_sigma: float = 0.3,
+        sigma_max: float = 10.0,
+        sigma_min: float = 0.01,
+        levels: int = 50,
+        beta: float = 2.0,
+        rebuild_edges: bool = True,
+    ) -> None:
+        super().__init__(potential)
+        if not 0 < view_sigma < float("inf"):
+            raise ConfigError(f"se3-ddm: view_sigma={view_sigma} must be above zero; give it in Å")
+        if not abs(beta) < float("inf"):
+            raise ConfigError(f"se3-ddm: beta={beta} must be finite")
+        self.view_sigma, self.beta, self.rebuild_edges = view_sigma, beta, rebuild_edges
+        self.register_buffer("sigmas", noise_levels(sigma_max, sigma_min, levels), persistent=False)
+        #: scores the clean view's distances from the displaced view, and the other way round
+        self.score_clean = DistanceScore(potential.backbone.n_features)
+        self.score_noisy = DistanceScore(potential.backbone.n_features)
+
+    def forward(self, sample: Sample | Graph, generator: torch.Generator) -> dict[str, Tensor]:
+        """See :class:`~ffpretrain.objectives.base.Objective`; adds ``clean`` and ``noisy``, its directions."""
+        graph = graph_of(sample)
+        pairs = all_pairs(graph)
+        counts = torch.bincount(graph.batch, minlength=graph.n_graphs).tolist()
+        streams = FrameGenerators(generator, index_of(sample), graph.n_graphs)
+        device, dtype = graph.pos.device, graph.pos.dtype
+        shift = self.view_sigma * streams.normal(counts, dtype).to(device)
+        if self.rebuild_edges:
+            view = displaced(graph, shift, self.network.cutoff)
+        else:
+            view = graph._replace(pos=graph.pos + shift)
+        picks = torch.stack(streams.uniform([2] * graph.n_graphs))
+        sigma = self.sigmas[(picks * len(self.sigmas)).long().to(device)].to(dtype)
+        xi = streams.normal([n * (n - 1) // 2 for n in counts], dtype, width=2).to(device)
+        losses = {
+            "clean": self.direction(self.score_clean, view, graph, pairs, sigma[:, 0], xi[:, 0]),
+            "noisy": self.direction(self.score_noisy, graph, view, pairs, sigma[:, 1], xi[:, 1]),
+        }
+        terms = {key: mean_over(value, sample, "n_graphs") for key, value in losses.items()}
+        return {"loss": 0.5 * (terms["clean"] + terms["noisy"]), **terms}
+
+    def direction(
+        self, head: DistanceScore, known: Graph, wanted: Graph, pairs: Tensor, sigma: Tensor, xi: Tensor
+    ) -> Tensor:
+        """Return one direction's loss for each structure ``[B]``.
+
+        Args:
+            head: of this direction.
+            known: view whose features are used.
+            wanted: view whose distances are disturbed.
+            pairs: as :func:`all_pairs`.
+            sigma: level of each structure, Å ``[B]``.
+            xi: standard normal number of each pair ``[P]``.
+        """
+        of_pair = known.batch[pairs[0]]
+        disturbed = distances(wanted.pos, pairs) + sigma[of_pair] * xi
+        score = head(disturbed, self.network.features(known).scalars, pairs)
+        error = 0.5 * (score + xi.to(score)).square()
+        total = error.new_zeros(known.n_graphs).index_add(0, of_pair, error)
+        return total * sigma.to(total).pow(self.beta - 2)
+
+    def potential(self, kT: float | None = None, sigma: float | None = None) -> DistanceField:
+        """Return the pull of a structure's distances towards those of clean ones as forces, without an
+        energy.
+
+        Args:
+            kT: eV; None takes 300 K.
+            sigma: level the scores are read at, Å; None takes ``sqrt(2) view_sigma``, the spread of a
+                displaced view's distances. It sets the unit alone, since the head is not told the level.
+        """
+        level = 2**0.5 * self.view_sigma if sigma is None else sigma
+        scale = force_scale(kT, level) * level
+        return DistanceField(copy.deepcopy(self.network), copy.deepcopy(self.score_clean), scale).eval()
