@@ -41,8 +41,8 @@ class CompiledForces:
     """Drop-in for ``potential(graph)`` while training on batches of equal molecules.
 
     One function is built for each (number of molecules, number of atoms) met, the first time it is met: one
-    to three minutes on a CPU, once per machine and size thanks to the compiler's own cache. The first result of
-    each is compared with the eager one.
+    to three minutes on a CPU, once per machine and size thanks to the compiler's own cache. The first result
+    of each is compared with the eager one.
 
     Args:
         potential: its weights are read at every call, so it may be trained.
