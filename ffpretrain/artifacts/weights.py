@@ -199,7 +199,8 @@ def _network_fields(potential: Potential) -> dict[str, Any]:
     """
     if type(potential) is not Potential:
         raise ArtifactError(
-            f"only a Potential can be saved, not {type(potential).__name__}; unwrap compiled modules first"
+            f"only a Potential can be saved, not {type(potential).__name__}; unwrap compiled modules first, "
+            "or save the network that the objective trained"
         )
     backbone = potential.backbone
     name = getattr(backbone, "name", None)

@@ -180,7 +180,7 @@ class SE3DDM(Objective):
         self.score_noisy = DistanceScore(potential.backbone.n_features)
 
     def forward(self, sample: Sample | Graph, generator: torch.Generator) -> dict[str, Tensor]:
-        """See :class:`~ffpretrain.objectives.base.Objective`; adds ``clean`` and ``noisy``, its directions."""
+        """See :class:`~ffpretrain.objectives.base.Objective`; adds the directions ``clean``, ``noisy``."""
         graph = graph_of(sample)
         pairs = all_pairs(graph)
         counts = torch.bincount(graph.batch, minlength=graph.n_graphs).tolist()

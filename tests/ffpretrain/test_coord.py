@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -13,8 +14,9 @@ from ase.calculators.calculator import PropertyNotImplementedError
 from torch import Tensor, nn
 
 from ffpretrain import FFCalculator, units
+from ffpretrain.artifacts import load_potential, make_card, save_potential
 from ffpretrain.backbones import Backbone, Features, create_backbone
-from ffpretrain.errors import ConfigError, UnsupportedInputError
+from ffpretrain.errors import ArtifactError, ConfigError, UnsupportedInputError
 from ffpretrain.graphs import Graph, Sample, atoms_per_graph, batch_graphs, build_graph
 from ffpretrain.objectives import create_objective
 from ffpretrain.objectives.coord import Coord, batch_floor, rigid_body_floor
@@ -423,6 +425,18 @@ def test_the_potential_is_a_copy(head: str) -> None:
 def test_temperature_and_noise_must_be_positive(arguments: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="must be above zero"):
         make().potential(**arguments)
+
+
+def test_a_potential_can_be_saved_and_a_field_cannot(tmp_path: Path) -> None:
+    objective, graph = make("energy-gradient"), molecules()[1]
+    potential = objective.potential()
+    card = make_card(potential, "denoiser")
+    path = save_potential(potential, tmp_path / "denoiser.safetensors", card)
+    for key, value in load_potential(path)(graph).items():
+        assert torch.equal(value, potential(graph)[key])
+    with pytest.raises(ArtifactError, match="not DenoisingField"):
+        save_potential(make().potential(), tmp_path / "field.safetensors", card)
+    assert not (tmp_path / "field.safetensors").exists()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
