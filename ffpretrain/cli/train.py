@@ -40,9 +40,9 @@ def train(
     try:
         model = run(resolved, folder, resume=resume, overwrite=overwrite, say=say)
     except KeyboardInterrupt:
-        typer.echo(
-            f"stopped; the same command with --resume goes on from the last checkpoint in {folder}", err=True
-        )
+        kept = (folder / "checkpoints" / "last.ckpt").is_file()
+        mend = "--resume goes on from the last validation" if kept else "--overwrite starts again"
+        typer.echo(f"stopped; the same command with {mend} in {folder}", err=True)
         raise typer.Exit(130) from None
     card = read_card(os.fspath(model))
     summary = summarize(card, model)

@@ -6,7 +6,7 @@ import typing
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ffpretrain.errors import ConfigError, nearest
 
@@ -56,15 +56,24 @@ class DataConfig(_Strict):
     source: str = Field(description="file, format or dataset name such as `rmd17` or `ethanol-gfn2`")
     molecule: str | None = Field(default=None, description="molecule or file, for formats that need one")
     options: dict[str, Any] = Field(default_factory=dict, description="options of the reader")
-    train: int = Field(description="number of training frames", gt=0)
-    val: int = Field(description="number of validation frames", gt=0)
-    test: int | None = Field(
-        default=None, description="number of held-out frames; null takes all the rest", ge=0
+    train: int | float = Field(
+        description="number of training frames; below 1 a fraction of the data, rounded down", gt=0
+    )
+    val: int | float = Field(description="number of validation frames, or a fraction", gt=0)
+    test: int | float | None = Field(
+        default=None, description="number of held-out frames, or a fraction; null takes all the rest", ge=0
     )
     split_seed: int = Field(default=0, description="seed of the random split", ge=0)
     split_file: Path | None = Field(
         default=None, description="saved split to use instead; the three sizes and the seed then do not count"
     )
+
+    @field_validator("train", "val", "test")
+    @classmethod
+    def _whole_or_fraction(cls, value: float | None) -> float | None:
+        if value is not None and value >= 1 and value != int(value):
+            raise ValueError("must be a whole number, or a fraction below 1")
+        return value
 
 
 class OptimizerConfig(_Strict):

@@ -102,15 +102,16 @@ def load_pretrained(potential: Potential, parent: Pretrained, with_head: bool) -
 
 def _copy(part: str, own: dict[str, Tensor], theirs: dict[str, Tensor], parent: str) -> list[str]:
     """Copy tensors of the same name in place; return lines about the others."""
-    for key in own.keys() & theirs.keys():
+    common = sorted(own.keys() & theirs.keys())
+    for key in common:
         if own[key].shape != theirs[key].shape:
             raise ConfigError(
                 f"model.pretrained: {part}.{key} is {list(theirs[key].shape)} in {parent} and "
                 f"{list(own[key].shape)} in the recipe; leave out model.backbone to take that of {parent}"
             )
-    if not own.keys() & theirs.keys():
+    if not common:
         raise ConfigError(f"model.pretrained: {parent} has no weight in common with the recipe's {part}")
-    for key in own.keys() & theirs.keys():
+    for key in common:
         own[key].copy_(theirs[key])
     lines = []
     for what, keys in (

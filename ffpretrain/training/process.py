@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 
 from ffpretrain import errors
 
@@ -20,14 +21,33 @@ _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"  # set by Lightning for deterministic run
 #: what Lightning and torch say about choices that are made on purpose here
 _EXPECTED = (
     r".*does not have many workers.*",
-    r".*recommended to use .sync_dist=True.*",
+    r".*recommended to use .*sync_dist=True.*",
     r".*GPU available but not used.*",
     r".*ended before the epoch ended and your dataloader is not resumable.*",
     r".*Checkpoint directory .* exists and is not empty.*",
     r".*treespec, LeafSpec.*",
     r".*Be aware that when using .ckpt_path.*",
-    r".*find_unused_parameters=True was specified.*",
+    r".*Grad strides do not match bucket view strides.*",
 )
+
+
+class SpawnedProcesses(DDPStrategy):
+    """Several processes, spawned so that the caller's program is not run again.
+
+    Some weights get no gradient in some steps, such as an auxiliary head in a step without its task, which
+    DDP has to be told.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(start_method="spawn", find_unused_parameters=True)
+
+    def setup_environment(self) -> None:
+        """Prepare a spawned process: as quiet as the first one."""
+        for name in _LOGGERS:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        for message in _EXPECTED:
+            warnings.filterwarnings("ignore", message)
+        super().setup_environment()
 
 
 @contextmanager

@@ -12,7 +12,6 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
-from lightning.pytorch.strategies import DDPStrategy
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from ffpretrain.datasets import open_dataset
@@ -37,7 +36,7 @@ from ffpretrain.training.folder import SPLITS_FILE, check_folder, check_splits, 
 from ffpretrain.training.logs import MetricLog
 from ffpretrain.training.module import ForceFieldModule
 from ffpretrain.training.pretrained import Pretrained, load_pretrained, make_backbone, open_pretrained
-from ffpretrain.training.process import borrowed_process, user_error_of
+from ffpretrain.training.process import SpawnedProcesses, borrowed_process, user_error_of
 from ffpretrain.training.progress import Progress
 from ffpretrain.training.statistics import LabelStatistics, elements_of, label_statistics
 
@@ -115,14 +114,21 @@ def split_dataset(recipe: Recipe, dataset: Dataset) -> Splits:
     data = recipe.data
     if data.split_file is not None:
         return load_splits(data.split_file, dataset)
-    rest = len(dataset) - data.train - data.val
-    if rest < (data.test or 0):
+    n = len(dataset)
+    train, val, test = (_frames_of(size, n) for size in (data.train, data.val, data.test or 0))
+    if min(train, val) < 1 or n < train + val + test:
         raise DataError(
-            f"{dataset.metadata.name} has {len(dataset)} frames, fewer than train {data.train} + "
-            f"val {data.val} + test {data.test or 0}; lower data.train, data.val or data.test"
+            f"{dataset.metadata.name} has {n} frames, too few for train {data.train} + val {data.val} + "
+            f"test {data.test or 0}; change data.train, data.val or data.test, or label more"
         )
-    sizes = [data.train, data.val, rest if data.test is None else data.test]
-    return random_split(len(dataset), sizes, data.split_seed, dataset)
+    sizes = [train, val, n - train - val if data.test is None else test]
+    return random_split(n, sizes, data.split_seed, dataset)
+
+
+def _frames_of(size: float, n_frames: int) -> int:
+    """Return a number of frames that is given as such, or as a fraction below 1."""
+    # the small number lets 0.1 of 1000 frames, which no float holds exactly, be 100
+    return int(size * n_frames + 1e-6) if size < 1 else int(size)
 
 
 def prepare(recipe: Recipe) -> Run:
@@ -238,7 +244,7 @@ def _trainer(run: Run, out: Path, callbacks: list[Callback]) -> L.Trainer:
     return L.Trainer(
         accelerator=_accelerator(config),
         devices=config.devices,
-        strategy=_strategy(config),
+        strategy="auto" if config.devices == 1 else SpawnedProcesses(),
         plugins=[AtomicCheckpointIO()],
         max_steps=config.max_steps,
         max_epochs=-1,
@@ -270,14 +276,6 @@ def _accelerator(config: TrainerConfig) -> str:
             "lower trainer.devices or set trainer.accelerator: cpu"
         )
     return chosen
-
-
-def _strategy(config: TrainerConfig) -> Any:
-    if config.devices == 1:
-        return "auto"
-    # spawned, so that the caller's program is not run again; steps without an auxiliary task leave its head
-    # without gradients, which DDP has to be told
-    return DDPStrategy(start_method="spawn", find_unused_parameters=True)
 
 
 def _feed(run: Run) -> FrameData:
