@@ -26,7 +26,14 @@ ENERGY_UNITS: dict[str, float] = {
     "rydberg": _ase.Rydberg,
 }
 LENGTH_UNITS: dict[str, float] = {"angstrom": 1.0, "bohr": BOHR, "nm": 10.0}
-_ALIASES = {"å": "angstrom", "ang": "angstrom", "a": "angstrom", "ha": "hartree", "ry": "rydberg", "eh": "hartree"}
+_ALIASES = {
+    "å": "angstrom",
+    "ang": "angstrom",
+    "a": "angstrom",
+    "ha": "hartree",
+    "ry": "rydberg",
+    "eh": "hartree",
+}
 
 
 def energy_unit(name: str) -> float:
