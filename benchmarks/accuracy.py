@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 from common import machine, parser, write
-from ffpretrain.datasets import open_dataset
 
 from ffpretrain import load_potential
+from ffpretrain.datasets import open_dataset
 from ffpretrain.evaluation import error_table, predict
 
 MODELS = {"ndem-aspirin": "aspirin", "ndem-ethanol": "ethanol"}

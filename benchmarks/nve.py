@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from common import machine, parser, write
+
 from ffpretrain.md import simulate
 
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from ffpretrain.datasets.frames import Dataset, DatasetMetadata, Frame
 from numpy.typing import NDArray
 
+from ffpretrain.datasets.frames import Dataset, DatasetMetadata, Frame
 from ffpretrain.errors import DataError
 
 MAX_ATOMIC_NUMBER = 118

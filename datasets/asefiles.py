@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
+
 from ffpretrain.datasets import _io
 from ffpretrain.datasets._units import EV_ANGSTROM, LabelUnits, given_units
 from ffpretrain.datasets.aseframes import LabelKeys, frame_from_atoms
 from ffpretrain.datasets.frames import Dataset, DatasetMetadata, Frame
-from numpy.typing import NDArray
-
 from ffpretrain.errors import DataError
 
 if TYPE_CHECKING:

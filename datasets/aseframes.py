@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from ffpretrain.datasets._units import EV_ANGSTROM, LabelUnits
 from ffpretrain.datasets.arrays import check_finite, check_numbers
 from ffpretrain.datasets.frames import Frame
-from numpy.typing import NDArray
-
 from ffpretrain.errors import DataError
 
 if TYPE_CHECKING:

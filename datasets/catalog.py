@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from ffpretrain.datasets.md17 import SETS
 from ffpretrain.datasets.qm9 import ARCHIVE, UNCHARACTERIZED_LIST
 from ffpretrain.datasets.rmd17 import MOLECULES
-
 from ffpretrain.errors import DataError, nearest
 
 

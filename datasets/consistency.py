@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-from ffpretrain.datasets.frames import Dataset, Frame
-from ffpretrain.datasets.lengths import wrong_length_unit
 from numpy.typing import NDArray
 
+from ffpretrain.datasets.frames import Dataset, Frame
+from ffpretrain.datasets.lengths import wrong_length_unit
 from ffpretrain.errors import DataError
 from ffpretrain.units import energy_unit, force_unit
 

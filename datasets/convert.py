@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
 from ffpretrain.datasets import _io
 from ffpretrain.datasets.frames import Dataset, Frame
-
 from ffpretrain.errors import DataError
 
 Progress = Callable[[int], None]

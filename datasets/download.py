@@ -23,11 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ffpretrain._version import __version__
 from ffpretrain.datasets import _io
 from ffpretrain.datasets.cache import cache_folder
 from ffpretrain.datasets.catalog import Download, RemoteFile, find_download
-
-from ffpretrain._version import __version__
 from ffpretrain.errors import DataError
 
 RECORD = "downloads.json"

@@ -17,8 +17,8 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from ffpretrain.datasets.frames import Frame
 
+from ffpretrain.datasets.frames import Frame
 from ffpretrain.errors import DataError
 
 _SYNC_SECONDS = 1.0

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from ffpretrain._version import __version__
 from ffpretrain.datasets.engines import Engine, create_engine, one_thread, open_engine
 from ffpretrain.datasets.frames import DatasetMetadata, Frame
 from ffpretrain.datasets.journal import Journal, frame_from_json, frame_to_json
@@ -34,8 +36,6 @@ from ffpretrain.datasets.sampling import (
 )
 from ffpretrain.datasets.store import FrameStore, StoreWriter
 from ffpretrain.datasets.structures import charge_and_spin, read_structure
-
-from ffpretrain._version import __version__
 from ffpretrain.errors import ConfigError, DataError, nearest
 
 if TYPE_CHECKING:

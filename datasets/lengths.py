@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from ffpretrain.datasets.frames import Frame
 from numpy.typing import NDArray
 
+from ffpretrain.datasets.frames import Frame
 from ffpretrain.units import BOHR
 
 _TOLERANCE = 0.15

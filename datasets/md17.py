@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from ffpretrain.datasets import _io
 from ffpretrain.datasets._units import KCAL_ANGSTROM
 from ffpretrain.datasets.arrays import ArrayDataset
 from ffpretrain.datasets.cache import cache_folder
 from ffpretrain.datasets.frames import Dataset, DatasetMetadata
 from ffpretrain.datasets.npz import KEYS, efrz_dataset, text_of, units_of
-
 from ffpretrain.errors import DataError, nearest
 
 ENERGY_ZERO = "separated electrons and nuclei"

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
+
 from ffpretrain.datasets import _io, rmd17
 from ffpretrain.datasets._units import EV_ANGSTROM, LabelUnits, given_units
 from ffpretrain.datasets.arrays import ArrayDataset
 from ffpretrain.datasets.frames import Dataset, DatasetMetadata
-from numpy.typing import NDArray
-
 from ffpretrain.errors import DataError
 
 LAYOUTS: dict[str, tuple[str, ...]] = {

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from ffpretrain.datasets import _io
 from ffpretrain.datasets.arrays import MAX_ATOMIC_NUMBER
 from ffpretrain.datasets.cache import cache_folder
 from ffpretrain.datasets.frames import Dataset, DatasetMetadata, Frame
-from numpy.typing import NDArray
-
 from ffpretrain.errors import DataError
 from ffpretrain.units import energy_unit
 

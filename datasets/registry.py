@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from ffpretrain.datasets.frames import Dataset
-
 from ffpretrain.errors import ConfigError, DataError, nearest
 
 ENTRY_POINT_GROUP = "ffpretrain.datasets"

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
+
 from ffpretrain.datasets import _io
 from ffpretrain.datasets._units import KCAL_ANGSTROM
 from ffpretrain.datasets.arrays import ArrayDataset
 from ffpretrain.datasets.cache import cache_folder
 from ffpretrain.datasets.frames import Dataset, DatasetMetadata
-from numpy.typing import NDArray
-
 from ffpretrain.errors import ConfigError, DataError, nearest
 
 MOLECULES = (

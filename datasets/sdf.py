@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 
 import numpy as np
+
 from ffpretrain.datasets import _io
 from ffpretrain.datasets.arrays import check_finite, check_numbers
 from ffpretrain.datasets.frames import Dataset, DatasetMetadata, Frame, InMemoryDataset
-
 from ffpretrain.errors import DataError
 
 # the atom block's column 37-39 holds a code, not a charge: 4 is a doublet radical

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ffpretrain.datasets import _io
-from ffpretrain.datasets.frames import Dataset
 from numpy.typing import NDArray
 
+from ffpretrain.datasets import _io
+from ffpretrain.datasets.frames import Dataset
 from ffpretrain.errors import ConfigError, DataError
 
 FORMAT = "ffpretrain-splits"

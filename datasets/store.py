@@ -10,6 +10,8 @@ from typing import Any
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
+
 from ffpretrain.datasets._io import existing_file, sha256_of
 from ffpretrain.datasets.frames import Dataset, DatasetMetadata, Frame
 from ffpretrain.datasets.store_writer import (
@@ -23,8 +25,6 @@ from ffpretrain.datasets.store_writer import (
     reason,
     write_store,
 )
-from numpy.typing import NDArray
-
 from ffpretrain.errors import DataError
 
 __all__ = ["FrameStore", "StoreWriter", "write_store"]

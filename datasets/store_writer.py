@@ -36,9 +36,9 @@ from typing import Any
 
 import h5py
 import numpy as np
-from ffpretrain.datasets.frames import Dataset, DatasetMetadata, Frame
 from numpy.typing import NDArray
 
+from ffpretrain.datasets.frames import Dataset, DatasetMetadata, Frame
 from ffpretrain.errors import DataError
 
 FORMAT = "ffpretrain-frames"

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from ffpretrain.datasets._io import existing_file
 
+from ffpretrain.datasets._io import existing_file
 from ffpretrain.errors import DataError
 
 if TYPE_CHECKING:

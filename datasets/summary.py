@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from ffpretrain.datasets.frames import Dataset, Frame
 from numpy.typing import NDArray
 
+from ffpretrain.datasets.frames import Dataset, Frame
 from ffpretrain.units import KCAL_PER_MOL
 
 SCHEMA = "ffpretrain-data-info"

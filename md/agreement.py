@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from ffpretrain.md.paths import Array, Evaluation, Path, evaluation, has_volume
 from numpy.typing import NDArray
 from torch import nn
 
 from ffpretrain.errors import NonFiniteError, UserError
 from ffpretrain.graphs import build_graph
+from ffpretrain.md.paths import Array, Evaluation, Path, evaluation, has_volume
 
 #: Largest error allowed. Forces: relative to the largest force, or to 1 eV/Å if that is larger. Energies:
 #: relative to the sum over atoms of the size of what the network adds to the reference energies, or to 1 eV.

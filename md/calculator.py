@@ -12,14 +12,14 @@ import numpy as np
 from ase.calculators.calculator import Calculator, all_changes, equal
 from ase.outputs import Properties, all_outputs
 from ase.stress import full_3x3_to_voigt_6_stress
-from ffpretrain.md.paths import Evaluation
-from ffpretrain.md.runtime import CompileOption, Runtime
-from ffpretrain.md.unfamiliar import CHARGE_KEYS, SPIN_KEYS, Familiarity, Policy
 from numpy.typing import NDArray
 from torch import nn
 
 from ffpretrain.artifacts import load_potential
 from ffpretrain.errors import ArtifactError, ConfigError, UnsupportedInputError
+from ffpretrain.md.paths import Evaluation
+from ffpretrain.md.runtime import CompileOption, Runtime
+from ffpretrain.md.unfamiliar import CHARGE_KEYS, SPIN_KEYS, Familiarity, Policy
 
 if TYPE_CHECKING:
     from ase import Atoms

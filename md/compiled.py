@@ -10,9 +10,9 @@ from __future__ import annotations
 import warnings
 
 import torch
-from ffpretrain.md.paths import DenseFunction, dense_function
 from torch import Tensor
 
+from ffpretrain.md.paths import DenseFunction, dense_function
 from ffpretrain.potential import Potential
 
 #: ``compile="auto"`` compiles for runs of at least this many steps. For aspirin on two cores a compiled step

@@ -6,10 +6,10 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from ffpretrain.md.velocities import degrees_of_freedom, kinetic_energy
 from numpy.typing import NDArray
 
 from ffpretrain import units
+from ffpretrain.md.velocities import degrees_of_freedom, kinetic_energy
 
 if TYPE_CHECKING:
     from ase import Atoms

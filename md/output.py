@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 import numpy as np
-from ffpretrain.datasets._io import write_atomically
 
+from ffpretrain.datasets._io import write_atomically
 from ffpretrain.errors import DataError
 
 if TYPE_CHECKING:

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from ffpretrain.md.verlet import VerletList
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ffpretrain.graphs import Graph
+from ffpretrain.md.verlet import VerletList
 from ffpretrain.pairs import DensePairs
 from ffpretrain.potential import Potential
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from ffpretrain.datasets._io import existing_file, read_npz, write_atomically
 from ffpretrain.datasets.sampling import fixed_atoms
-
 from ffpretrain.errors import DataError
 
 if TYPE_CHECKING:

@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase.calculators.calculator import BaseCalculator, PropertyNotImplementedError
+from numpy.typing import NDArray
+
+from ffpretrain._version import __version__
 from ffpretrain.datasets.sampling import fixed_atoms
+from ffpretrain.errors import ConfigError, DataError, NonFiniteError, UserError
 from ffpretrain.md import velocities
 from ffpretrain.md.calculator import FFCalculator
 from ffpretrain.md.compiled import COMPILE_MIN_STEPS
@@ -32,10 +36,6 @@ from ffpretrain.md.restart import Restart
 from ffpretrain.md.settings import Settings
 from ffpretrain.md.stability import SEARCH_INTERVAL, StabilityCheck
 from ffpretrain.md.statistics import RunningMoments
-from numpy.typing import NDArray
-
-from ffpretrain._version import __version__
-from ffpretrain.errors import ConfigError, DataError, NonFiniteError, UserError
 
 if TYPE_CHECKING:
     from ase import Atoms

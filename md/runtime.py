@@ -12,6 +12,12 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ffpretrain.artifacts import resolve_device
+from ffpretrain.errors import ConfigError, NonFiniteError, UnsupportedInputError, nearest
+from ffpretrain.graphs import Graph, batch_graphs, build_graph
 from ffpretrain.md.agreement import Agreement, check_agreement
 from ffpretrain.md.compiled import COMPILE_MIN_STEPS, CompileWarning, compile_dense
 from ffpretrain.md.paths import (
@@ -24,12 +30,6 @@ from ffpretrain.md.paths import (
     dense_fits,
     has_volume,
 )
-from numpy.typing import NDArray
-from torch import nn
-
-from ffpretrain.artifacts import resolve_device
-from ffpretrain.errors import ConfigError, NonFiniteError, UnsupportedInputError, nearest
-from ffpretrain.graphs import Graph, batch_graphs, build_graph
 
 CompileOption = Literal["auto"] | bool
 DTYPES = {"float32": torch.float32, "float64": torch.float64}

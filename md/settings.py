@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from ffpretrain.md.integrators import ENSEMBLES
-from ffpretrain.md.output import FORMATS
 
 from ffpretrain.errors import ConfigError, nearest
+from ffpretrain.md.integrators import ENSEMBLES
+from ffpretrain.md.output import FORMATS
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ase.calculators.calculator import BaseCalculator
+
+from ffpretrain.errors import ConfigError, DataError
 from ffpretrain.md.calculator import FFCalculator, Model
 from ffpretrain.md.run import Run
 from ffpretrain.md.runtime import CompileOption
 from ffpretrain.md.settings import Settings
 from ffpretrain.md.stability import LOST_DISTANCE
 from ffpretrain.md.unfamiliar import Policy
-
-from ffpretrain.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from ase import Atoms

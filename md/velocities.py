@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from ffpretrain.datasets.sampling import fixed_atoms, rigid_motions
 from numpy.typing import NDArray
 
 from ffpretrain import units
+from ffpretrain.datasets.sampling import fixed_atoms, rigid_motions
 from ffpretrain.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms, FixBondLength, FixCartesian
 from ase.db import connect
-from ffpretrain.datasets import open_dataset
 
+from ffpretrain.datasets import open_dataset
 from ffpretrain.errors import DataError
 from ffpretrain.units import KCAL_PER_MOL
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-import ffpretrain.datasets
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.io import read
+
+import ffpretrain.datasets
+from ffpretrain.cli import main
 from ffpretrain.datasets import open_dataset
 from ffpretrain.datasets.engines import create_engine, one_thread
 from ffpretrain.datasets.store import FrameStore
-
-from ffpretrain.cli import main
 
 DATA = Path(ffpretrain.datasets.__file__).parent / "data"
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ffpretrain.datasets import open_dataset
 
 from ffpretrain.cli import main
+from ffpretrain.datasets import open_dataset
 
 Run = Callable[..., tuple[int, str, str]]
 

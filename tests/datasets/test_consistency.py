@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from ffpretrain.datasets import InMemoryDataset, open_dataset
 from ffpretrain.datasets.consistency import check_labels
 from ffpretrain.datasets.frames import Dataset, DatasetMetadata, Frame
-
 from ffpretrain.errors import DataError
 from ffpretrain.units import BOHR, HARTREE, KCAL_PER_MOL
 

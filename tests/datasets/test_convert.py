@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from ffpretrain.datasets import InMemoryDataset, open_dataset
 from ffpretrain.datasets.convert import write_dataset
 from ffpretrain.datasets.frames import Dataset, DatasetMetadata, Frame
 from ffpretrain.datasets.summary import describe
-
 from ffpretrain.errors import DataError
 from ffpretrain.units import KCAL_PER_MOL
 

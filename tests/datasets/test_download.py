@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from ffpretrain.datasets import catalog, open_dataset
 from ffpretrain.datasets.catalog import CATALOG, Download, RemoteFile
 from ffpretrain.datasets.download import download, fetch
-
 from ffpretrain.errors import DataError
 
 BODY = np.random.default_rng(0).bytes(1_000_000)

@@ -18,12 +18,12 @@ from ase.calculators.calculator import CalculationFailed
 from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms
 from ase.io import write
+
+from ffpretrain.cli import main
 from ffpretrain.datasets.engines import Engine, create_engine, one_thread, open_engine
 from ffpretrain.datasets.journal import Journal
 from ffpretrain.datasets.label import label_dataset
 from ffpretrain.datasets.store import FrameStore, write_store
-
-from ffpretrain.cli import main
 from ffpretrain.errors import ConfigError, DataError, MissingDependencyError, UserError
 
 QUICK: dict[str, Any] = {

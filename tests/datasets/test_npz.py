@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from ffpretrain.datasets import open_dataset
 from ffpretrain.datasets.rmd17 import MOLECULES
-
 from ffpretrain.errors import ConfigError, DataError
 from ffpretrain.units import BOHR, HARTREE, KCAL_PER_MOL
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from ffpretrain.datasets import open_dataset
 from ffpretrain.datasets.qm9 import PROPERTY_UNITS, parse_qm9_xyz, read_uncharacterized
-
 from ffpretrain.errors import DataError
 from ffpretrain.units import HARTREE
 

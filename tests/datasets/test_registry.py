@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from ffpretrain.datasets import InMemoryDataset, open_dataset, registry
 from ffpretrain.datasets.frames import Dataset, DatasetMetadata, Frame
-
 from ffpretrain.errors import ConfigError, DataError
 
 ONE = Frame(numbers=np.array([1]), positions=np.zeros((1, 3)))

@@ -10,6 +10,8 @@ import pytest
 from ase import Atoms
 from ase.calculators.calculator import CalculationFailed, Calculator, all_changes
 from ase.constraints import FixAtoms, FixBondLength
+
+from ffpretrain import units
 from ffpretrain.datasets.sampling import (
     METHODS,
     EngineFailure,
@@ -19,8 +21,6 @@ from ffpretrain.datasets.sampling import (
     normal_modes,
     wavenumbers,
 )
-
-from ffpretrain import units
 from ffpretrain.errors import ConfigError, DataError
 
 TEMPERATURE = 300.0

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ffpretrain.datasets import open_dataset
 from rdkit import Chem
 from rdkit.Chem import AllChem
 
+from ffpretrain.datasets import open_dataset
 from ffpretrain.errors import DataError
 
 

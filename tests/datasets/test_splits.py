@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from ffpretrain.datasets import InMemoryDataset, open_dataset
 from ffpretrain.datasets.frames import Dataset, DatasetMetadata, Frame
 from ffpretrain.datasets.splits import Splits, load_splits, published_split, random_split, save_splits
-
 from ffpretrain.errors import ConfigError, DataError
 
 ONE = Frame(numbers=np.array([1]), positions=np.zeros((1, 3)))

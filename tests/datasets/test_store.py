@@ -16,10 +16,10 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+
 from ffpretrain.datasets import DatasetMetadata, Frame, InMemoryDataset, open_dataset
 from ffpretrain.datasets.store import FrameStore, StoreWriter, write_store
 from ffpretrain.datasets.store_writer import FORMAT_VERSION
-
 from ffpretrain.errors import DataError
 
 METADATA = DatasetMetadata(

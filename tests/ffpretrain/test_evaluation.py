@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from ase.build import molecule
-from ffpretrain.datasets import DatasetMetadata, Frame, InMemoryDataset
 
 from ffpretrain.backbones import create_backbone
 from ffpretrain.cli import main
+from ffpretrain.datasets import DatasetMetadata, Frame, InMemoryDataset
 from ffpretrain.errors import DataError, NonFiniteError
 from ffpretrain.evaluation import Predictions, error_table, predict
 from ffpretrain.graphs import graph_from_frame
@@ -114,9 +114,8 @@ def test_a_model_that_gives_nan_is_named(potential: Potential) -> None:
 def test_another_level_of_theory_is_refused(
     tmp_path: Path, potential: Potential, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ffpretrain.datasets.store import write_store
-
     from ffpretrain.artifacts import make_card, save_potential
+    from ffpretrain.datasets.store import write_store
 
     card = make_card(potential, "mine", level_of_theory="PBE/def2-SVP")
     save_potential(potential, tmp_path / "mine.safetensors", card)
@@ -131,9 +130,8 @@ def test_another_level_of_theory_is_refused(
 def test_the_command_prints_units(
     tmp_path: Path, potential: Potential, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ffpretrain.datasets.store import write_store
-
     from ffpretrain.artifacts import make_card, save_potential
+    from ffpretrain.datasets.store import write_store
 
     save_potential(potential, tmp_path / "mine.safetensors", make_card(potential, "mine"))
     write_store(tmp_path / "data.h5", frames(4))

@@ -7,8 +7,8 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
-from ffpretrain.datasets.frames import Frame
 
+from ffpretrain.datasets.frames import Frame
 from ffpretrain.errors import UnsupportedInputError
 from ffpretrain.graphs import (
     Graph,

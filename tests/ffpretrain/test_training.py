@@ -13,12 +13,12 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from ffpretrain.datasets import open_dataset
-from ffpretrain.datasets.frames import Frame, InMemoryDataset
 from lightning.pytorch import Callback
 
 from ffpretrain import cli, load_potential
 from ffpretrain.artifacts import file_sha256, read_card
+from ffpretrain.datasets import open_dataset
+from ffpretrain.datasets.frames import Frame, InMemoryDataset
 from ffpretrain.errors import ArtifactError, ConfigError, DataError, NonFiniteError
 from ffpretrain.evaluation import error_table, predict
 from ffpretrain.recipes import load_recipe

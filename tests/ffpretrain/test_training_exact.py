@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -269,3 +270,26 @@ def test_what_two_processes_cannot_share_exactly_is_refused() -> None:
         prepare(recipe(trainer__devices=2, objective__options={"structure_ratio": 0.5}))
     with pytest.raises(ConfigError, match=r"batch_size=3 does not divide"):
         prepare(recipe(trainer__devices=2, trainer__batch_size=3, objective__options={}))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler: install g++")
+def test_a_compiled_run_equals_an_eager_one(tmp_path: Path) -> None:
+    small = {
+        "objective__name": "supervised",
+        "objective__options": {},
+        "trainer__max_steps": 2,
+        "trainer__batch_size": 2,
+        "trainer__precision": "float64",
+        "trainer__ema_decay": None,
+    }
+    runs = []
+    for compiled in (False, True):
+        run = prepare(recipe(**small, trainer__compile=compiled))
+        start = weights_of(run)
+        fit(run, tmp_path / str(compiled))
+        runs.append(run)
+    evaluate = runs[1].module.objective._evaluate
+    assert list(evaluate.agreement) == [(2, 9)], "the compiled function was not used"
+    eager, compiled_ = weights_of(runs[0]), weights_of(runs[1])
+    assert max(float((eager[key] - start[key]).abs().max()) for key in eager) > 1e-4
+    assert max(float((eager[key] - compiled_[key]).abs().max()) for key in eager) < 1e-5

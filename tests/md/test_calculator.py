@@ -20,11 +20,11 @@ from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_s
 from ase.optimize import BFGS, FIRE
 from ase.phonons import Phonons
 from ase.vibrations import Vibrations
-from ffpretrain.md.unfamiliar import UnfamiliarInputWarning
 
 from ffpretrain import FFCalculator
 from ffpretrain.errors import ArtifactError, ConfigError, NonFiniteError, UnsupportedInputError
 from ffpretrain.graphs import Graph, graph_from_atoms
+from ffpretrain.md.unfamiliar import UnfamiliarInputWarning
 from ffpretrain.potential import Potential
 
 Build = Callable[..., Potential]

@@ -12,12 +12,12 @@ from ase import Atoms
 from ase.build import molecule
 from ase.calculators.calculator import Calculator
 from ase.constraints import FixAtoms
+
+from ffpretrain.errors import ConfigError
 from ffpretrain.md import simulate
 from ffpretrain.md.integrators import ENSEMBLES
 from ffpretrain.md.statistics import RunningMoments
 from ffpretrain.md.velocities import degrees_of_freedom, draw_momenta
-
-from ffpretrain.errors import ConfigError
 from ffpretrain.potential import Potential
 
 Springs = Callable[[Atoms], Calculator]

@@ -13,12 +13,12 @@ from ase import Atoms
 from ase.build import molecule
 from ase.calculators.calculator import Calculator
 from ase.constraints import FixAtoms
+
+from ffpretrain.errors import DataError
 from ffpretrain.md import simulate
 from ffpretrain.md.integrators import ENSEMBLES
 from ffpretrain.md.output import rows
 from ffpretrain.md.stability import StabilityCheck
-
-from ffpretrain.errors import DataError
 from ffpretrain.potential import Potential
 
 Build = Callable[..., Potential]

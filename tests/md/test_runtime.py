@@ -14,17 +14,17 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import molecule
-from ffpretrain.md import agreement, compiled, paths
-from ffpretrain.md.agreement import AgreementError
-from ffpretrain.md.compiled import COMPILE_MIN_STEPS, CompileWarning
-from ffpretrain.md.runtime import Runtime
-from ffpretrain.md.verlet import VerletList
 from torch import Tensor, nn
 
 from ffpretrain.backbones.base import Backbone, Features
 from ffpretrain.backbones.radial import cosine_cutoff
 from ffpretrain.errors import ConfigError, NonFiniteError, UnsupportedInputError
 from ffpretrain.graphs import Graph, graph_from_atoms
+from ffpretrain.md import agreement, compiled, paths
+from ffpretrain.md.agreement import AgreementError
+from ffpretrain.md.compiled import COMPILE_MIN_STEPS, CompileWarning
+from ffpretrain.md.runtime import Runtime
+from ffpretrain.md.verlet import VerletList
 from ffpretrain.neighbors import neighbor_list
 from ffpretrain.pairs import Pairs
 from ffpretrain.potential import Potential

@@ -17,12 +17,12 @@ from ase.build import molecule
 from ase.calculators.calculator import Calculator
 from ase.constraints import FixBondLength
 from ase.io.trajectory import Trajectory
-from ffpretrain.md import simulate
-from ffpretrain.md.output import rows
-from ffpretrain.md.stability import SimulationError, StabilityCheck, count_pieces
 
 from ffpretrain.errors import ConfigError, DataError, NonFiniteError, UnsupportedInputError, UserError
 from ffpretrain.graphs import Graph
+from ffpretrain.md import simulate
+from ffpretrain.md.output import rows
+from ffpretrain.md.stability import SimulationError, StabilityCheck, count_pieces
 from ffpretrain.potential import Potential
 
 Build = Callable[..., Potential]
