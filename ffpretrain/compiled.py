@@ -22,7 +22,7 @@ from ffpretrain.potential import Potential
 
 #: largest force error of a compiled function against the eager one, relative to the largest force
 FORCE_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
-#: the same for the gradient of ``sum |F|^2 / 2`` with respect to the weights, relative to its largest component
+#: the same for the gradient of the summed squares of the forces with respect to the weights
 GRADIENT_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
 
 
@@ -135,8 +135,8 @@ class CompiledForces:
 def _reattach(traced: torch.fx.GraphModule) -> None:
     """Take the detachments out of a traced derivative.
 
-    Backward formulas that use an output of the forward pass (of exp, sqrt, sigmoid) get it detached, and autograd
-    knows without it how to differentiate once more. Traced into plain operations the detachment would cut
+    Backward formulas that use an output of the forward pass (of exp, sqrt, sigmoid) get it detached; autograd
+    knows all the same how to differentiate once more. Traced into plain operations the detachment would cut
     the gradient with respect to the weights, silently. No network of this package detaches anything itself.
     """
     for node in list(traced.graph.nodes):
