@@ -44,7 +44,7 @@ class CompiledForces:
 
     One function is built for each (number of molecules, number of atoms) met, the first time it is met: one
     to three minutes on a CPU, once per machine and size thanks to the compiler's own cache. The first result
-    of each is compared with the eager one.
+    of each is compared with the eager one, forces and the gradients that training takes of them.
 
     Args:
         potential: its weights are read at every call, so it may be trained.

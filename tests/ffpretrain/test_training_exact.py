@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +18,21 @@ from ase.io import write
 from lightning.pytorch import Callback
 from torch import Tensor
 
+from ffpretrain import compiled
 from ffpretrain.errors import ConfigError
+from ffpretrain.graphs import Sample
+from ffpretrain.objectives import Objective
 from ffpretrain.recipes import load_recipe
 from ffpretrain.training import logs
 from ffpretrain.training.checkpoints import RECORD, read_checkpoint, weight_average
 from ffpretrain.training.config import Recipe, ScheduleConfig
-from ffpretrain.training.data import StreamSampler
+from ffpretrain.training.data import SampleDataset, StreamSampler, collate
 from ffpretrain.training.run import Run, fit, prepare
 from ffpretrain.training.schedules import RateFactor, learning_rate_factor, make_schedule
 
+SIZE = {"hidden": 8, "layers": 1, "heads": 2, "rbf": 4, "max_z": 9}
 TINY = {
-    "model.backbone": {
-        "name": "torchmd-et",
-        "options": {"hidden": 8, "layers": 1, "heads": 2, "rbf": 4, "max_z": 9},
-    },
+    "model.backbone": {"name": "torchmd-et", "options": SIZE},
     "data.train": 10,
     "data.val": 4,
     "data.test": 0,
@@ -272,6 +274,54 @@ def test_what_two_processes_cannot_share_exactly_is_refused() -> None:
         prepare(recipe(trainer__devices=2, trainer__batch_size=3, objective__options={}))
 
 
+def compiled_objective(**changes: Any) -> tuple[Objective, Sample]:
+    """A supervised objective in float64, about to call its compiled functions, and a batch of two."""
+    run = prepare(
+        recipe(
+            objective__name="supervised", objective__options={}, trainer__precision="float64", **changes
+        )
+    )  # fmt: skip
+    samples = SampleDataset(run.dataset[run.splits.train[:2]], run.module.objective.network.cutoff)
+    return run.module.objective.train(), collate([samples[0], samples[1]])
+
+
+def gradients(objective: Objective, batch: Sample) -> dict[str, Tensor]:
+    objective.zero_grad()
+    objective(batch, torch.Generator())["loss"].backward()
+    return {name: p.grad.clone() for name, p in objective.named_parameters() if p.grad is not None}
+
+
+@pytest.fixture
+def without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything that torch.compile does with a graph, but for the machine code."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+
+
+@pytest.mark.usefixtures("without_compiler")
+@pytest.mark.parametrize("backbone", ["torchmd-et", "painn"])
+def test_the_compiled_step_has_the_gradients_of_the_eager_one(backbone: str) -> None:
+    """Training differentiates forces: what a trace loses of the second derivative shows in no loss."""
+    size = SIZE if backbone == "torchmd-et" else {"hidden": 8, "layers": 2}
+    objective, batch = compiled_objective(model__backbone={"name": backbone, "options": size})
+    eager = gradients(objective, batch)
+    objective.accelerate()
+    traced = gradients(objective, batch)
+    assert eager.keys() == traced.keys()
+    largest = max(float(g.abs().max()) for g in eager.values())
+    for name, gradient in eager.items():
+        assert float((gradient - traced[name]).abs().max()) < 1e-12 * largest, name
+    assert objective._evaluate.gradient_agreement[2, 9] < 1e-12  # type: ignore[union-attr]
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_a_compiled_step_that_loses_gradients_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective, batch = compiled_objective()
+    monkeypatch.setattr(compiled, "_reattach", lambda traced: None)
+    objective.accelerate()
+    with pytest.raises(ConfigError, match="compiled gradients differ from the eager ones"):
+        objective(batch, torch.Generator())
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler: install g++")
 def test_a_compiled_run_equals_an_eager_one(tmp_path: Path) -> None:
     small = {
@@ -283,13 +333,13 @@ def test_a_compiled_run_equals_an_eager_one(tmp_path: Path) -> None:
         "trainer__ema_decay": None,
     }
     runs = []
-    for compiled in (False, True):
-        run = prepare(recipe(**small, trainer__compile=compiled))
+    for compile_it in (False, True):
+        run = prepare(recipe(**small, trainer__compile=compile_it))
         start = weights_of(run)
-        fit(run, tmp_path / str(compiled))
+        fit(run, tmp_path / str(compile_it))
         runs.append(run)
     evaluate = runs[1].module.objective._evaluate
     assert list(evaluate.agreement) == [(2, 9)], "the compiled function was not used"
-    eager, compiled_ = weights_of(runs[0]), weights_of(runs[1])
+    eager, fast = weights_of(runs[0]), weights_of(runs[1])
     assert max(float((eager[key] - start[key]).abs().max()) for key in eager) > 1e-4
-    assert max(float((eager[key] - compiled_[key]).abs().max()) for key in eager) < 1e-5
+    assert max(float((eager[key] - fast[key]).abs().max()) for key in eager) < 1e-5
