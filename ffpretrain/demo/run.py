@@ -57,7 +57,7 @@ def run_demo(out: Path, say: Say = print, *, progress: bool = True, scale: float
     say(f"     energy MAE {errors['energy_kcal_mae'].value:.3f} kcal/mol")
     say(f"4/4  dynamics: the new model and the shipped {SHIPPED}")
     runs = _dynamics(out, scale, progress, say)
-    results = {
+    results: dict[str, Any] = {
         "schema": "ffpretrain-demo",
         "version": 1,
         "seconds": time.perf_counter() - started,
