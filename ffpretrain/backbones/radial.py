@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from ffpretrain.errors import ConfigError
 
+#: exponent beyond which a Gaussian counts as zero: exp(-40) is 4e-18
+_TAIL = 40.0
+
 
 def cosine_cutoff(distance: Tensor, cutoff: float) -> Tensor:
     """Return ``(cos(pi d / cutoff) + 1) / 2`` inside the cutoff and 0 beyond (Behler 2011).
@@ -19,6 +22,15 @@ def cosine_cutoff(distance: Tensor, cutoff: float) -> Tensor:
     """
     inside = (distance < cutoff).to(distance.dtype)
     return 0.5 * (torch.cos(distance * (math.pi / cutoff)) + 1.0) * inside
+
+
+def _bump(exponent: Tensor) -> Tensor:
+    """Return ``exp(-exponent)``, with tails below 4e-18 put to zero.
+
+    They are lost in rounding next to any other function of the basis, in float64 too, but their products fall
+    into the subnormal range of float32, where a matrix product on a CPU takes up to forty times as long.
+    """
+    return torch.exp(-exponent) * (exponent < _TAIL).to(exponent.dtype)
 
 
 class ExpNormalBasis(nn.Module):
@@ -41,8 +53,9 @@ class ExpNormalBasis(nn.Module):
     def forward(self, distance: Tensor) -> Tensor:
         """Expand distances ``[...]`` in Å to ``[..., K]``."""
         d = distance.unsqueeze(-1)
-        bump = torch.exp(-self.betas * (torch.exp(-self.alpha * d) - self.means).square())
-        return cosine_cutoff(d, self.cutoff) * bump
+        return cosine_cutoff(d, self.cutoff) * _bump(
+            self.betas * (torch.exp(-self.alpha * d) - self.means).square()
+        )
 
 
 class GaussianBasis(nn.Module):
@@ -69,4 +82,4 @@ class GaussianBasis(nn.Module):
 
     def forward(self, distance: Tensor) -> Tensor:
         """Expand distances ``[...]`` in Å to ``[..., K]``."""
-        return torch.exp(-0.5 * ((distance.unsqueeze(-1) - self.centers) / self.widths).square())
+        return _bump(0.5 * ((distance.unsqueeze(-1) - self.centers) / self.widths).square())
