@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,68 +17,34 @@ if TYPE_CHECKING:
     from ffpretrain.artifacts import ModelCard
 
 
-class Potential(nn.Module):
-    """Conservative potential ``E = scale * sum_i e_i + sum_i E_ref(z_i) + shift``, ``F = -dE/dx``.
-
-    The network's part is computed in the precision of its weights; the scale, the reference energies, the
-    shift and the sum over atoms are float64, so that differences of 1e-5 eV survive on totals of -20,000 eV.
+class Model(nn.Module):
+    """A backbone with a head, and the elements it was trained on: what a model file holds.
 
     Args:
         backbone: any backbone.
-        head: gives the atomic energies ``e_i``; None builds an :class:`~ffpretrain.heads.EnergyHead`.
-        scale: eV per unit of the network's output.
-        shift: eV added once per structure, whatever its size. Only weights of other programs need it: with
-            it, two molecules far apart no longer have the sum of their energies.
-        reference_energies: eV by atomic number; None leaves every reference at zero.
-        elements: atomic numbers the model was trained on; others are refused. None takes those of
-            ``reference_energies``, or accepts all that the embedding holds.
+        head: turns the backbone's features into what the model predicts.
+        known: whether the model was trained on an atomic number ``[max_z]``, bool; others are refused.
         card: what is known of a trained model.
-
-    Raises:
-        ConfigError: an element or reference energy for which the backbone has no embedding.
     """
 
-    scale: Tensor
-    shift: Tensor
-    reference: Tensor
+    #: whether the forces are the gradient of an energy, which then is given too
+    conservative: ClassVar[bool]
+    #: buffers that stay float64 whatever the precision of the network
+    exact: ClassVar[tuple[str, ...]] = ()
     known: Tensor
 
     def __init__(
-        self,
-        backbone: Backbone,
-        head: EnergyHead | None = None,
-        *,
-        scale: float = 1.0,
-        shift: float = 0.0,
-        reference_energies: Mapping[int, float] | None = None,
-        elements: list[int] | None = None,
-        card: ModelCard | None = None,
+        self, backbone: Backbone, head: nn.Module, known: Tensor, card: ModelCard | None = None
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = head if head is not None else EnergyHead(backbone.n_features, backbone.has_vectors)
+        self.head = head
         self.card = card
-        if elements is None:
-            elements = list(reference_energies or range(1, backbone.max_z))
-        for number in {*elements, *(reference_energies or {})}:
-            if not 0 < number < backbone.max_z:
-                raise ConfigError(
-                    f"no embedding for atomic number {number}: the backbone's max_z={backbone.max_z} allows "
-                    f"1 to {backbone.max_z - 1}"
-                )
-        reference = torch.zeros(backbone.max_z, dtype=torch.float64)
-        for number, energy in (reference_energies or {}).items():
-            reference[number] = energy
-        known = torch.zeros(backbone.max_z, dtype=torch.bool)
-        known[elements] = True
-        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64))
-        self.register_buffer("shift", torch.tensor(shift, dtype=torch.float64))
-        self.register_buffer("reference", reference)
         self.register_buffer("known", known)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Potential:
-        """Move and cast as any module, but keep scale, shift and reference energies in float64."""
-        exact = {name: getattr(self, name) for name in ("scale", "shift", "reference")}
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move and cast as any module, but keep the exact buffers in float64."""
+        exact = {name: getattr(self, name) for name in self.exact}
         super()._apply(fn, recurse)
         for name, value in exact.items():
             setattr(self, name, value.to(getattr(self, name).device))
@@ -103,6 +69,85 @@ class Potential(nn.Module):
         """Return the backbone's :class:`~ffpretrain.backbones.base.Features` of a graph."""
         self.check_elements(graph.z)
         return self.backbone(graph)
+
+    def check_elements(self, z: Tensor) -> None:
+        """Refuse atomic numbers the model never saw.
+
+        Raises:
+            UnsupportedInputError: names the elements found and those the model has.
+        """
+        in_range = (z > 0) & (z < len(self.known))
+        if bool(in_range.all()) and bool(self.known[z].all()):
+            return
+        from ase.data import chemical_symbols
+
+        have = set(self.elements)
+        unknown = sorted(set(z.tolist()) - have)
+        names = [chemical_symbols[n] if 0 < n < len(chemical_symbols) else str(n) for n in unknown]
+        raise UnsupportedInputError(
+            f"the model was not trained on {', '.join(names)}; it knows "
+            f"{', '.join(chemical_symbols[n] for n in sorted(have) if n < len(chemical_symbols))}"
+        )
+
+
+class Potential(Model):
+    """Conservative potential ``E = scale * sum_i e_i + sum_i E_ref(z_i) + shift``, ``F = -dE/dx``.
+
+    The network's part is computed in the precision of its weights; the scale, the reference energies, the
+    shift and the sum over atoms are float64, so that differences of 1e-5 eV survive on totals of -20,000 eV.
+
+    Args:
+        backbone: any backbone.
+        head: gives the atomic energies ``e_i``; None builds an :class:`~ffpretrain.heads.EnergyHead`.
+        scale: eV per unit of the network's output.
+        shift: eV added once per structure, whatever its size. Only weights of other programs need it: with
+            it, two molecules far apart no longer have the sum of their energies.
+        reference_energies: eV by atomic number; None leaves every reference at zero.
+        elements: atomic numbers the model was trained on; others are refused. None takes those of
+            ``reference_energies``, or accepts all that the embedding holds.
+        card: what is known of a trained model.
+
+    Raises:
+        ConfigError: an element or reference energy for which the backbone has no embedding.
+    """
+
+    conservative: ClassVar[bool] = True
+    exact: ClassVar[tuple[str, ...]] = ("scale", "shift", "reference")
+    head: EnergyHead
+    scale: Tensor
+    shift: Tensor
+    reference: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: EnergyHead | None = None,
+        *,
+        scale: float = 1.0,
+        shift: float = 0.0,
+        reference_energies: Mapping[int, float] | None = None,
+        elements: list[int] | None = None,
+        card: ModelCard | None = None,
+    ) -> None:
+        if elements is None:
+            elements = list(reference_energies or range(1, backbone.max_z))
+        if head is None:
+            head = EnergyHead(backbone.n_features, backbone.has_vectors)
+        for number in {*elements, *(reference_energies or {})}:
+            if not 0 < number < backbone.max_z:
+                raise ConfigError(
+                    f"no embedding for atomic number {number}: the backbone's max_z={backbone.max_z} allows "
+                    f"1 to {backbone.max_z - 1}"
+                )
+        known = torch.zeros(backbone.max_z, dtype=torch.bool)
+        known[elements] = True
+        super().__init__(backbone, head, known, card)
+        reference = torch.zeros(backbone.max_z, dtype=torch.float64)
+        for number, energy in (reference_energies or {}).items():
+            reference[number] = energy
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64))
+        self.register_buffer("shift", torch.tensor(shift, dtype=torch.float64))
+        self.register_buffer("reference", reference)
 
     def forward(self, graph: Graph, *, forces: bool = True, stress: bool | None = None) -> dict[str, Tensor]:
         """Evaluate a graph.
@@ -152,25 +197,6 @@ class Potential(nn.Module):
     def atomic_energies(self, features: Features, z: Tensor) -> Tensor:
         """Return atomic energies ``[N]`` in eV, float64, reference energies included."""
         return self.head(features).to(self.scale.dtype) * self.scale + self.reference[z]
-
-    def check_elements(self, z: Tensor) -> None:
-        """Refuse atomic numbers the model never saw.
-
-        Raises:
-            UnsupportedInputError: names the elements found and those the model has.
-        """
-        in_range = (z > 0) & (z < len(self.known))
-        if bool(in_range.all()) and bool(self.known[z].all()):
-            return
-        from ase.data import chemical_symbols
-
-        have = set(self.elements)
-        unknown = sorted(set(z.tolist()) - have)
-        names = [chemical_symbols[n] if 0 < n < len(chemical_symbols) else str(n) for n in unknown]
-        raise UnsupportedInputError(
-            f"the model was not trained on {', '.join(names)}; it knows "
-            f"{', '.join(chemical_symbols[n] for n in sorted(have) if n < len(chemical_symbols))}"
-        )
 
 
 def _apply_strain(graph: Graph) -> tuple[Graph, Tensor]:

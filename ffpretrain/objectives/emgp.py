@@ -23,6 +23,7 @@ backbone's scalars, its edges are those of the backbone's cutoff and not all pai
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -39,7 +40,7 @@ from ffpretrain.noise import (
 )
 from ffpretrain.objectives.base import Objective, displaced, graph_of, index_of, mean_over
 from ffpretrain.objectives.fields import Learned, force_scale
-from ffpretrain.potential import Potential
+from ffpretrain.potential import Model, Potential
 
 __all__ = ["EMGP", "PooledEnergy", "PooledPotential"]
 
@@ -65,7 +66,7 @@ class PooledEnergy(nn.Module):
         node = self.node(features.scalars)
         return node.new_zeros(graph.n_graphs, node.shape[1]).index_add(0, graph.batch, node)
 
-    def forward(self, network: Potential, graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, network: Model, graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
         """Return u ``[B, F]``, the energy ``[B]`` and its negative gradient ``[N, 3]``, differentiable."""
         pos = graph.pos.detach().requires_grad_(True)
         pooled = self.pool(network.features(graph._replace(pos=pos)), graph)
@@ -80,16 +81,14 @@ class PooledPotential(Learned):
     Args:
         network: its backbone and elements are used.
         head: of the energy.
-        scale: eV per unit of the head's energy.
+        factor: eV per unit of the head's energy.
+        card: what is known of a trained model.
     """
 
     conservative: ClassVar[bool] = True
-    scale: Tensor
-
-    def __init__(self, network: Potential, head: PooledEnergy, scale: float) -> None:
-        super().__init__(network)
-        self.head = head
-        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64))
+    head_name: ClassVar[str] = "pooled-energy"
+    head_class: ClassVar[Callable[[int], nn.Module]] = PooledEnergy
+    head: PooledEnergy
 
     def forward(self, graph: Graph, *, forces: bool = True, stress: bool | None = None) -> dict[str, Tensor]:
         """Evaluate a graph.
@@ -109,10 +108,10 @@ class PooledPotential(Learned):
         if stress:
             raise ConfigError("this potential has no stress; train with labels, or with coord, for one")
         with torch.enable_grad():
-            _, energy, force = self.head(self.network, graph)
-        out = {"energy": energy.detach().to(torch.float64) * self.scale.to(torch.float64)}
+            _, energy, force = self.head(self, graph)
+        out = {"energy": energy.detach().to(torch.float64) * self.factor}
         if forces:
-            out["forces"] = force.detach().to(graph.pos) * self.scale.to(graph.pos)
+            out["forces"] = force.detach().to(graph.pos) * self.factor.to(graph.pos)
         return out
 
 

@@ -7,16 +7,20 @@ displacement is ``-sigma^2 grad log p_sigma`` (Tweedie; Vincent 2011). With ``p 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ffpretrain import units
-from ffpretrain.backbones.base import Features
 from ffpretrain.errors import ConfigError
 from ffpretrain.graphs import Graph
-from ffpretrain.potential import Potential
+from ffpretrain.heads import VectorHead
+from ffpretrain.potential import Model
+
+if TYPE_CHECKING:
+    from ffpretrain.artifacts import ModelCard
 
 #: temperature in K that sets the energy scale of a denoiser where none is given
 DEFAULT_TEMPERATURE = 300.0
@@ -40,62 +44,43 @@ def force_scale(kT: float | None, sigma: float) -> float:
     return energy / sigma**2
 
 
-class Learned(nn.Module):
-    """What the models of label-free objectives share: a backbone, and its limits.
+class Learned(Model):
+    """What the models of label-free objectives share: forces of a backbone and a head, times one number.
 
     Args:
-        network: its backbone and its elements are used, its energy head is not.
+        network: its backbone and its elements are used, its head is not.
+        head: as :attr:`head_class`.
+        factor: eV/Å per unit of the head's output, or eV where the head gives an energy.
+        card: what is known of a trained model.
     """
 
-    conservative: ClassVar[bool]
+    #: name of the head in a model file, and its class: called with F of the backbone, makes a fresh one
+    head_name: ClassVar[str]
+    head_class: ClassVar[Callable[[int], nn.Module]]
+    exact: ClassVar[tuple[str, ...]] = ("factor",)
+    factor: Tensor
 
-    def __init__(self, network: Potential) -> None:
-        super().__init__()
-        self.network, self.card = network, None
-
-    @property
-    def cutoff(self) -> float:
-        """Largest distance of an edge in Å."""
-        return self.network.cutoff
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of the weights."""
-        return self.network.dtype
-
-    @property
-    def elements(self) -> list[int]:
-        """Atomic numbers the model accepts."""
-        return self.network.elements
-
-    def features(self, graph: Graph) -> Features:
-        """Return the backbone's features of a graph."""
-        return self.network.features(graph)
-
-    def check_elements(self, z: Tensor) -> None:
-        """Refuse unknown elements, as :meth:`~ffpretrain.potential.Potential.check_elements`."""
-        self.network.check_elements(z)
+    def __init__(self, network: Model, head: nn.Module, factor: float, card: ModelCard | None = None) -> None:
+        super().__init__(network.backbone, head, network.known.clone(), card)
+        self.register_buffer("factor", torch.tensor(factor, dtype=torch.float64, device=self.known.device))
 
 
 class DenoisingField(Learned):
     """A predicted displacement as a force field without an energy; called as a potential is.
 
     The field of a direct head is no gradient, so it has no energy and does not conserve one: use it to relax
-    or to look at, not for NVE dynamics.
+    or to look at, not for dynamics.
 
     Args:
         network: its backbone and its elements are used, its energy head is not.
         head: from the backbone's :class:`~ffpretrain.backbones.base.Features` to displacements ``[N, 3]``.
         factor: eV/Å per unit of the head's output: its size in Å times :func:`force_scale`.
+        card: what is known of a trained model.
     """
 
     conservative: ClassVar[bool] = False
-    factor: Tensor
-
-    def __init__(self, network: Potential, head: nn.Module, factor: float) -> None:
-        super().__init__(network)
-        self.head = head
-        self.register_buffer("factor", torch.tensor(factor, dtype=torch.float64))
+    head_name: ClassVar[str] = "vector"
+    head_class: ClassVar[Callable[[int], nn.Module]] = VectorHead
 
     def forward(self, graph: Graph, *, forces: bool = True, stress: bool | None = None) -> dict[str, Tensor]:
         """Evaluate a graph.

@@ -19,6 +19,7 @@ distances may be negative, and the head is not told the level. All pairs count, 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -105,16 +106,13 @@ class DistanceField(Learned):
     Args:
         network: its backbone and elements are used.
         head: scores distances.
-        scale: eV/Å per unit of the score.
+        factor: eV/Å per unit of the score.
+        card: what is known of a trained model.
     """
 
     conservative: ClassVar[bool] = False
-    scale: Tensor
-
-    def __init__(self, network: Potential, head: DistanceScore, scale: float) -> None:
-        super().__init__(network)
-        self.head = head
-        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64))
+    head_name: ClassVar[str] = "distance-score"
+    head_class: ClassVar[Callable[[int], nn.Module]] = DistanceScore
 
     def forward(self, graph: Graph, *, forces: bool = True, stress: bool | None = None) -> dict[str, Tensor]:
         """Return ``forces [N, 3]`` eV/Å in the precision of ``graph.pos``, detached; nothing without forces.
@@ -135,7 +133,7 @@ class DistanceField(Learned):
         pairs = all_pairs(graph)
         with torch.no_grad():
             score = self.head(distances(graph.pos, pairs), self.features(graph).scalars, pairs)
-            return {"forces": self.scale.to(graph.pos) * pair_forces(score, graph.pos, pairs)}
+            return {"forces": self.factor.to(graph.pos) * pair_forces(score, graph.pos, pairs)}
 
 
 class SE3DDM(Objective):
