@@ -37,6 +37,7 @@ class Backbone(nn.Module, ABC):
         has_vectors: whether :class:`Features` carries vectors.
         self_pairs: whether an atom is its own neighbour.
         smooth: whether every message vanishes at the cutoff, so that pairs beyond it may be kept in the list.
+        vector_input: whether the network has the weights that extra input vectors need.
         cutoff: Å.
         n_features: F.
         max_z: largest atomic number the embedding holds.
@@ -46,6 +47,7 @@ class Backbone(nn.Module, ABC):
     has_vectors: ClassVar[bool]
     self_pairs: ClassVar[bool] = False
     smooth: bool = True
+    vector_input: bool = False
 
     def __init__(self, cutoff: float, n_features: int, max_z: int, config: dict[str, Any]) -> None:
         super().__init__()
@@ -59,23 +61,64 @@ class Backbone(nn.Module, ABC):
         """Floating-point type of the weights."""
         return next(self.parameters()).dtype
 
-    def forward(self, graph: Graph) -> Features:
+    def forward(self, graph: Graph, initial: Features | None = None) -> Features:
         """Encode a graph.
 
         Args:
             graph: edges must be complete up to ``cutoff``. Edge vectors are formed in the precision of
                 ``graph.pos`` and then cast to that of the weights.
+            initial: as for :meth:`encode`.
+
+        Raises:
+            ConfigError: ``initial`` holds what the network cannot take in.
         """
-        return self.encode(graph.z, EdgeList(graph, self_pairs=self.self_pairs, dtype=self.dtype))
+        pairs = EdgeList(graph, self_pairs=self.self_pairs, dtype=self.dtype)
+        # a plug-in whose encode knows no extra features works as long as there are none
+        return self.encode(graph.z, pairs) if initial is None else self.encode(graph.z, pairs, initial)
 
     @abstractmethod
-    def encode(self, z: Tensor, pairs: Pairs) -> Features:
+    def encode(self, z: Tensor, pairs: Pairs, initial: Features | None = None) -> Features:
         """Encode atoms given their pairs, in either layout of :mod:`ffpretrain.pairs`.
 
         Args:
             z: atomic numbers ``[N]``.
             pairs: as :class:`~ffpretrain.pairs.Pairs`.
+            initial: what is known of each atom beside its element, added to the embeddings before the first
+                layer: scalars ``[N, F]`` (zeros where there are none) and vectors ``[N, 3, F]`` or None.
+
+        Raises:
+            ConfigError: ``initial`` holds vectors and the network has no weights for them.
         """
+
+    def accept_vectors(self) -> None:
+        """Add the weights that vectors in ``initial`` need, freshly drawn; nothing where they are there.
+
+        The network keeps all other weights and is the same function wherever no vectors are given.
+
+        Raises:
+            ConfigError: the backbone has no vector features to add them to.
+        """
+        if not self.vector_input:
+            raise ConfigError(
+                f"backbone {self.name!r} cannot take vectors as input; use one that can: torchmd-et or painn"
+            )
+
+    def with_initial(self, x: Tensor, initial: Features | None) -> tuple[Tensor, Tensor | None]:
+        """Return embeddings ``[N, F]`` with the extra scalars added, and the extra vectors, if any.
+
+        Args:
+            x: embeddings of the elements ``[N, F]``.
+            initial: as for :meth:`encode`.
+
+        Raises:
+            ConfigError: vectors are given and the network has no weights for them.
+        """
+        if initial is None:
+            return x, None
+        if initial.vectors is not None and not self.vector_input:
+            mend = "build it with vector_input=true" if self.has_vectors else "give scalars only"
+            raise ConfigError(f"this {self.name!r} backbone takes no vectors as extra input; {mend}")
+        return x + initial.scalars, initial.vectors
 
 
 def check_positive(name: str, **options: float) -> None:

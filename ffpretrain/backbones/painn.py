@@ -33,6 +33,7 @@ class PaiNN(Backbone):
         trainable_rbf: learn centres and widths of the radial functions.
         shared_filters: one set of filters for all layers instead of one for each.
         epsilon: added under the root of the vectors' norm, which keeps its derivatives finite at zero.
+        vector_input: have the weights that vectors among the extra input features need.
 
     Raises:
         ConfigError: a size or the cutoff is not positive.
@@ -51,6 +52,7 @@ class PaiNN(Backbone):
         trainable_rbf: bool = False,
         shared_filters: bool = False,
         epsilon: float = 1e-8,
+        vector_input: bool = False,
     ) -> None:
         check_positive("painn", hidden=hidden, layers=layers, cutoff=cutoff, max_z=max_z, epsilon=epsilon)
         config = {
@@ -62,6 +64,7 @@ class PaiNN(Backbone):
             "trainable_rbf": trainable_rbf,
             "shared_filters": shared_filters,
             "epsilon": epsilon,
+            "vector_input": False,
         }
         super().__init__(cutoff, hidden, max_z, config)
         self.shared_filters = shared_filters
@@ -71,6 +74,21 @@ class PaiNN(Backbone):
         self.filters = nn.Linear(rbf, hidden * sum(self._filter_blocks()))
         published = 3 * hidden * (1 if shared_filters else layers)
         _xavier(self.filters, published)
+        self.vector_filters: nn.Linear | None = None
+        if vector_input:
+            self.accept_vectors()
+
+    def accept_vectors(self) -> None:
+        """See :class:`~ffpretrain.backbones.base.Backbone`: the vector message of the first layer."""
+        if self.vector_input:
+            return
+        hidden, first = self.n_features, self.layers[0]
+        first.vector_context = nn.Linear(hidden, hidden).to(self.embedding.weight)
+        _xavier(first.vector_context, 3 * hidden)
+        if self._filter_blocks()[0] == 2:
+            self.vector_filters = nn.Linear(self.filters.in_features, hidden).to(self.embedding.weight)
+            _xavier(self.vector_filters, 3 * hidden * len(self.layers))
+        self.vector_input = self.config["vector_input"] = True
 
     def _filter_blocks(self) -> list[int]:
         """Return how many blocks of F filters each layer has of its own; the first reads no vectors."""
@@ -79,16 +97,18 @@ class PaiNN(Backbone):
             return [2 if n == 1 else 3]
         return [2] + [3] * (n - 1)
 
-    def encode(self, z: Tensor, pairs: Pairs) -> Features:
+    def encode(self, z: Tensor, pairs: Pairs, initial: Features | None = None) -> Features:
         """See :class:`~ffpretrain.backbones.base.Backbone`."""
         weight, safe = cosine_cutoff(pairs.distance, self.cutoff), pairs.distance
         if pairs.other is not None:
             weight, safe = weight * pairs.other, safe + (1 - pairs.other)
         direction = pairs.vector / safe.unsqueeze(-1)
-        filters = self.filters(self.basis(pairs.distance)) * weight.unsqueeze(-1)
-        each = filters.split([self.n_features * n for n in self._filter_blocks()], dim=-1)
-        x: Tensor = self.embedding(z)
-        vec: Tensor | None = None
+        basis = self.basis(pairs.distance)
+        filters = self.filters(basis) * weight.unsqueeze(-1)
+        each = list(filters.split([self.n_features * n for n in self._filter_blocks()], dim=-1))
+        x, vec = self.with_initial(self.embedding(z), initial)
+        if vec is not None and self.vector_filters is not None:
+            each[0] = torch.cat([each[0], self.vector_filters(basis) * weight.unsqueeze(-1)], dim=-1)
         for i, layer in enumerate(self.layers):
             x, vec = layer(x, vec, pairs, each[0 if self.shared_filters else i], direction)
         return Features(x, vec)
@@ -99,7 +119,7 @@ class Interaction(nn.Module):
 
     Rows of ``context_out`` and of the filters are stacked as ``[scalar | direction | vector]``, those of
     ``update_out`` as ``[scalar | vector | product]``. The first layer has no vectors to pass on, so the
-    vector message does not exist there.
+    vector message does not exist there; ``vector_context`` holds its rows where input vectors are accepted.
     """
 
     def __init__(self, hidden: int, epsilon: float, first: bool) -> None:
@@ -114,6 +134,7 @@ class Interaction(nn.Module):
         for layer in (self.context_in, self.vec_proj, self.update_in, self.update_out):
             _xavier(layer, layer.out_features)
         _xavier(self.context_out, 3 * hidden)
+        self.vector_context: nn.Linear | None = None
 
     def forward(
         self, x: Tensor, vec: Tensor | None, pairs: Pairs, filters: Tensor, direction: Tensor
@@ -122,13 +143,16 @@ class Interaction(nn.Module):
 
         Args:
             x: scalar features ``[N, F]``.
-            vec: vector features ``[N, 3, F]``; None in the first layer.
+            vec: vector features ``[N, 3, F]``; None in the first layer unless they are part of the input.
             pairs: neighbours.
             filters: this layer's, cutoff included: ``[P, 2F]`` or ``[P, 3F]``.
             direction: unit vectors from centre to neighbour ``[P, 3]``.
         """
         f = self.hidden
-        context = self.context_out(functional.silu(self.context_in(x)))
+        inner = functional.silu(self.context_in(x))
+        context = self.context_out(inner)
+        if vec is not None and self.vector_context is not None:
+            context = torch.cat([context, self.vector_context(inner)], dim=-1)
         message = pairs.neighbor(context) * filters[..., : context.shape[-1]]
         x = x + pairs.sum(message[..., :f])
         along = message[..., f : 2 * f].unsqueeze(-2) * direction.unsqueeze(-1)

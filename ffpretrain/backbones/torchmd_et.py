@@ -8,7 +8,7 @@ first layer leaves out what multiplies the zero vector features it starts from.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,7 @@ class TorchMDET(Backbone):
             messages jump. Off is for reading published weights.
         vec_norm: ``"none"``, or ``"whitened"`` for weights of forks that normalise the outgoing vectors in a
             way that is not rotation-equivariant (:class:`~ffpretrain.backbones.vector_norm.WhitenedNorm`).
+        vector_input: have the weights that vectors among the extra input features need.
 
     Raises:
         ConfigError: ``hidden`` is not a multiple of ``heads``, a size is not positive, or an unknown
@@ -61,6 +62,7 @@ class TorchMDET(Backbone):
         trainable_rbf: bool = True,
         vector_cutoff: bool = True,
         vec_norm: str = "none",
+        vector_input: bool = False,
     ) -> None:
         check_positive(
             "torchmd-et", hidden=hidden, layers=layers, heads=heads, rbf=rbf, cutoff=cutoff, max_z=max_z
@@ -79,6 +81,7 @@ class TorchMDET(Backbone):
             "trainable_rbf": trainable_rbf,
             "vector_cutoff": vector_cutoff,
             "vec_norm": vec_norm,
+            "vector_input": False,
         }
         super().__init__(cutoff, hidden, max_z, config)
         self.smooth, self.heads = vector_cutoff, heads
@@ -90,15 +93,24 @@ class TorchMDET(Backbone):
         )
         self.out_norm = nn.LayerNorm(hidden)
         self.out_norm_vec = WhitenedNorm(hidden) if vec_norm == "whitened" else None
+        if vector_input:
+            self.accept_vectors()
 
-    def encode(self, z: Tensor, pairs: Pairs) -> Features:
+    def accept_vectors(self) -> None:
+        """See :class:`~ffpretrain.backbones.base.Backbone`: what reads vectors in the first layer."""
+        if not self.vector_input:
+            cast("EquivariantAttention", self.layers[0]).accept_vectors()
+            self.layers[0].to(self.embedding.weight)
+            self.vector_input = self.config["vector_input"] = True
+
+    def encode(self, z: Tensor, pairs: Pairs, initial: Features | None = None) -> Features:
         """See :class:`~ffpretrain.backbones.base.Backbone`."""
         weight = cosine_cutoff(pairs.distance, self.cutoff).unsqueeze(-1)
         basis = self.basis(pairs.distance)
         safe = pairs.distance if pairs.other is None else pairs.distance + (1 - pairs.other)
         direction = pairs.vector / safe.unsqueeze(-1)
-        x = self.neighbor_embedding(z, self.embedding(z), pairs, basis, weight)
-        vec: Tensor | None = None
+        x, vec = self.with_initial(self.embedding(z), initial)
+        x = self.neighbor_embedding(z, x, pairs, basis, weight)
         for layer in self.layers:
             x, vec = layer(x, vec, pairs, basis, weight, direction)
         if self.out_norm_vec is not None:
@@ -128,20 +140,30 @@ class EquivariantAttention(nn.Module):
 
     ``mix`` holds query, key and the two or three values stacked as ``[q | k | value_x | value_d | value_v]``;
     ``filters`` the filters of key and values in the same order. The first layer has no vector features to
-    read, so value_v, the vector projection and two thirds of the output projection do not exist there.
+    read, so value_v, the vector projection and two thirds of the output projection do not exist there, unless
+    :meth:`accept_vectors` has added them.
     """
 
     def __init__(self, hidden: int, rbf: int, heads: int, vector_cutoff: bool, first: bool) -> None:
         super().__init__()
-        self.hidden, self.heads, self.first, self.vector_cutoff = hidden, heads, first, vector_cutoff
+        self.hidden, self.heads, self.vector_cutoff = hidden, heads, vector_cutoff
         values = 2 if first else 3
         self.norm = nn.LayerNorm(hidden)
         self.mix = _stacked(hidden, hidden, [1, 1, values], published=[1, 1, 3])
         self.filters = _stacked(rbf, hidden, [1, values], published=[1, 3])
         self.out = _stacked(hidden, hidden, [1] if first else [3], published=[3])
-        if not first:
-            self.vec_proj = nn.Linear(hidden, 3 * hidden, bias=False)
-            nn.init.xavier_uniform_(self.vec_proj.weight)
+        self.vec_proj: nn.Linear | None = None if first else _unbiased(hidden, 3 * hidden)
+        self.vector_value: nn.Linear | None = None
+        self.vector_filters: nn.Linear | None = None
+        self.vector_out: nn.Linear | None = None
+
+    def accept_vectors(self) -> None:
+        """Add what a first layer lacks, initialised as its published whole."""
+        f = self.hidden
+        self.vec_proj = _unbiased(f, 3 * f)
+        self.vector_value = _stacked(f, f, [1], published=[3])
+        self.vector_filters = _stacked(self.filters.in_features, f, [1], published=[3])
+        self.vector_out = _stacked(f, f, [2], published=[3])
 
     def forward(
         self, x: Tensor, vec: Tensor | None, pairs: Pairs, basis: Tensor, weight: Tensor, direction: Tensor
@@ -150,15 +172,19 @@ class EquivariantAttention(nn.Module):
 
         Args:
             x: scalar features ``[N, F]``.
-            vec: vector features ``[N, 3, F]``; None in the first layer.
+            vec: vector features ``[N, 3, F]``; None in the first layer unless they are part of the input.
             pairs: neighbours.
             basis: radial functions ``[P, K]``.
             weight: cutoff function ``[P, 1]``.
             direction: unit vectors from centre to neighbour ``[P, 3]``, zero for self-pairs.
         """
         f = self.hidden
-        mixed = self.mix(self.norm(x))
-        filters = functional.silu(self.filters(basis))
+        normed = self.norm(x)
+        mixed, filters = self.mix(normed), self.filters(basis)
+        if vec is not None and self.vector_value is not None and self.vector_filters is not None:
+            mixed = torch.cat([mixed, self.vector_value(normed)], dim=-1)
+            filters = torch.cat([filters, self.vector_filters(basis)], dim=-1)
+        filters = functional.silu(filters)
         query, key = pairs.center(mixed[..., :f]), pairs.neighbor(mixed[..., f : 2 * f])
         attention = self._per_head_sum(query * key * filters[..., :f])
         value = pairs.neighbor(mixed[..., 2 * f :]) * filters[..., f:]
@@ -167,10 +193,13 @@ class EquivariantAttention(nn.Module):
         else:
             # only the attention is cut off: pairs that a list keeps beyond the cutoff must not send vectors
             attention, value = attention * weight, value * (weight > 0).to(value.dtype)
-        new_x = self.out(pairs.sum(value[..., :f] * attention))
+        total = pairs.sum(value[..., :f] * attention)
+        new_x = self.out(total)
         value_d = value[..., f : 2 * f].unsqueeze(-2)
-        if vec is None:
+        if vec is None or self.vec_proj is None:
             return x + new_x, pairs.sum(value_d * direction.unsqueeze(-1))
+        if self.vector_out is not None:
+            new_x = torch.cat([self.vector_out(total), new_x], dim=-1)
         message = value_d * direction.unsqueeze(-1) + value[..., 2 * f :].unsqueeze(-2) * pairs.neighbor(vec)
         vec1, vec2, vec3 = self.vec_proj(vec).split(f, dim=-1)
         o1, o2, o3 = new_x.split(f, dim=-1)
@@ -224,6 +253,12 @@ def _linear(n_in: int, n_out: int) -> nn.Linear:
     layer = nn.Linear(n_in, n_out)
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _unbiased(n_in: int, n_out: int) -> nn.Linear:
+    layer = nn.Linear(n_in, n_out, bias=False)
+    nn.init.xavier_uniform_(layer.weight)
     return layer
 
 
