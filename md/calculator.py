@@ -68,7 +68,7 @@ class FFCalculator(Calculator):
         members = [model] if isinstance(model, str | os.PathLike | nn.Module) else list(model)
         if not members:
             raise ConfigError("the committee has no members; give at least one model")
-        potentials = [_load(member) for member in members]
+        potentials = [load_model(member) for member in members]
         self.runtimes = [Runtime(potential, device, dtype, compile) for potential in potentials]
         self.cards: list[ModelCard | None] = [getattr(p, "card", None) for p in potentials]
         self._committee = not isinstance(model, str | os.PathLike | nn.Module)
@@ -208,7 +208,13 @@ def _stack(values: Sequence[Any]) -> NDArray[np.float64] | None:
     return None if any(value is None for value in values) else np.array(values, dtype=np.float64)
 
 
-def _load(model: Model) -> nn.Module:
+def load_model(model: Model) -> nn.Module:
+    """Return the potential of a name or a file; one that is given comes back as it is.
+
+    Raises:
+        ArtifactError: no such model, or a damaged one.
+        ConfigError: a module that is no potential.
+    """
     if isinstance(model, nn.Module):
         if not hasattr(model, "cutoff"):
             raise ConfigError(

@@ -13,13 +13,15 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from ffpretrain.artifacts import resolve_device
 from ffpretrain.errors import ConfigError, NonFiniteError, UnsupportedInputError, nearest
 from ffpretrain.graphs import Graph, batch_graphs, build_graph
 from ffpretrain.md.agreement import Agreement, check_agreement
+from ffpretrain.md.batches import BatchEvaluation, BatchPath, OneOfBatch
 from ffpretrain.md.compiled import COMPILE_MIN_STEPS, CompileWarning, compile_dense
+from ffpretrain.md.native import NativePath, NativeUnavailable
 from ffpretrain.md.paths import (
     DENSE_ATOMS,
     Array,
@@ -63,8 +65,10 @@ class Runtime:
             training it further does not change the runtime.
         device: ``auto`` (a CUDA device where there is one, else the CPU) or a name torch knows.
         dtype: ``float32`` or ``float64``, of the network; reference energies and sums are float64 in both.
-        compile: True compiles small molecules; ``auto`` does so once ``expected_steps`` is at least
-            :data:`~ffpretrain.md.compiled.COMPILE_MIN_STEPS`; False never.
+        compile: ``auto`` and True evaluate a ``torchmd-et`` on a CPU natively (:mod:`ffpretrain.md.native`),
+            which a C++ compiler builds once per machine in seconds. Where that cannot be, True compiles small
+            molecules with torch, ``auto`` does so once ``expected_steps`` is at least
+            :data:`~ffpretrain.md.compiled.COMPILE_MIN_STEPS`. False runs eager.
 
     Attributes:
         agreement: what the gate measured, by path; see :mod:`ffpretrain.md.agreement`. An eager path is
@@ -87,11 +91,14 @@ class Runtime:
         self.expected_steps = 0
         self.agreement: dict[str, Agreement] = {}
         self._plans: OrderedDict[tuple[Any, ...], _Plan] = OrderedDict()
+        self._batch: BatchPath | None = None
         self._path_name = ""
+        #: why the native path was not taken; empty where it was, or was not asked for
+        self.not_native = ""
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the paths out: compiled code cannot be copied, and all of them are made again when needed."""
-        return {**self.__dict__, "_plans": OrderedDict()}
+        return {**self.__dict__, "_plans": OrderedDict(), "_batch": None}
 
     @property
     def cutoff(self) -> float:
@@ -149,6 +156,43 @@ class Runtime:
             raise UnsupportedInputError("two atoms are at the same place; move or remove one")
         refuse_non_finite(result)
         return result
+
+    def evaluate_tensors(
+        self, numbers: Tensor, positions: Tensor, batch: Tensor, cell: Tensor, periodic: Tensor
+    ) -> BatchEvaluation:
+        """Evaluate structures that an engine moves together; nothing leaves the device.
+
+        Args:
+            numbers: atomic numbers ``[N]`` of all structures.
+            positions: ``[N, 3]`` Å.
+            batch: structure of each atom ``[N]``, ascending from 0 without gaps.
+            cell: lattice vectors in rows ``[B, 3, 3]`` Å; only read where ``periodic``.
+            periodic: for each structure ``[B]``, whether it repeats in all three directions.
+
+        Raises:
+            UnsupportedInputError: as :meth:`evaluate`; it names the structure by its place.
+            ConfigError: the model has no energy.
+            AgreementError: as :meth:`evaluate`.
+            NonFiniteError: as :meth:`evaluate`.
+        """
+        numbers, batch = (t.to(self.device, torch.int64) for t in (numbers, batch))
+        positions, cell = (t.detach().to(self.device, torch.float64) for t in (positions, cell))
+        periodic = periodic.to(self.device)
+        _refuse_bad_positions(positions, batch)
+        if self._batch is None or not self._batch.serves(numbers, batch, periodic):
+            check = getattr(self.model, "check_elements", None)
+            if check is not None:
+                check(numbers)
+            self._batch = BatchPath(self.model, numbers, batch, periodic)
+        path = self._batch
+        if path.name not in self.agreement:
+            one = OneOfBatch(path, positions, cell)
+            box = cell[-1].cpu().numpy() if any(one.pbc) else None
+            self.agreement[path.name] = check_agreement(
+                one, self.model, one.numbers, one.positions, box, one.pbc, self.dtype, self.device
+            )
+        self._path_name = path.name
+        return path(positions, cell)
 
     def evaluate_batch(self, structures: Iterable[Structure]) -> list[Evaluation]:
         """Evaluate many structures, several at a time.
@@ -238,6 +282,8 @@ class Runtime:
         self, numbers: NDArray[np.int64], positions: Array, pbc: tuple[bool, bool, bool], compiled: bool
     ) -> Path:
         model, n = self.model, len(numbers)
+        if self.compile is not False and (native := self._native_path(numbers, pbc)) is not None:
+            return native
         if compiled and dense_fits(model, n, pbc, self.device, compiled=True):
             z = torch.as_tensor(numbers, device=self.device)
             pos = torch.tensor(positions, device=self.device)
@@ -254,6 +300,28 @@ class Runtime:
         if dense_fits(model, n, pbc, self.device, compiled=False):
             return DensePath(model, numbers, self.device)  # type: ignore[arg-type]
         return EdgePath(model, numbers, pbc, self.device)
+
+    def _native_path(self, numbers: NDArray[np.int64], pbc: tuple[bool, bool, bool]) -> NativePath | None:
+        """Return the native path, or None where the model, the device or the machine has none."""
+        if self.device.type != "cpu":
+            return None
+        try:
+            return NativePath(self.model, numbers, pbc)
+        except NativeUnavailable as reason:
+            self.not_native = str(reason)
+            return None
+
+
+def _refuse_bad_positions(positions: Tensor, batch: Tensor) -> None:
+    if len(positions) == 0:
+        raise UnsupportedInputError("the batch has no atoms; give at least one structure")
+    if not bool(torch.isfinite(positions).all()):
+        atom = int((~torch.isfinite(positions).all(dim=1)).nonzero()[0])
+        place = int(batch[atom])
+        inside = atom - int((batch < place).sum())
+        raise UnsupportedInputError(
+            f"structure {place}: the position of atom {inside} is not finite; check the structure"
+        )
 
 
 def resolve_dtype(name: str) -> torch.dtype:
