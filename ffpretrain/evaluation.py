@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ffpretrain.artifacts import MeasuredErrors, Quantity
 from ffpretrain.datasets.frames import Dataset
 from ffpretrain.errors import DataError, NonFiniteError
-from ffpretrain.potential import Potential
+from ffpretrain.potential import Model
 from ffpretrain.training.data import collate, sample_from_frame
 from ffpretrain.units import KCAL_PER_MOL
 
@@ -42,7 +42,7 @@ class Predictions:
     n_atoms: NDArray[np.int64]
 
 
-def check_level_of_theory(potential: Potential, frames: Dataset) -> None:
+def check_level_of_theory(potential: Model, frames: Dataset) -> None:
     """Refuse to compare a model with labels of another level of theory.
 
     Raises:
@@ -57,13 +57,11 @@ def check_level_of_theory(potential: Potential, frames: Dataset) -> None:
         )
 
 
-def predict(
-    potential: Potential, frames: Dataset, progress: Callable[[int], Any] | None = None
-) -> Predictions:
+def predict(potential: Model, frames: Dataset, progress: Callable[[int], Any] | None = None) -> Predictions:
     """Evaluate a model on every frame.
 
     Args:
-        potential: in eval mode.
+        potential: in eval mode; of a field without an energy, forces alone are compared.
         frames: with energies, forces or both.
         progress: called with the number of frames done after each batch.
 
@@ -80,7 +78,9 @@ def predict(
         raise DataError(
             f"{frames.metadata.name} has neither energies nor forces; label it (ffpretrain label)"
         )
-    device = potential.reference.device
+    if not potential.conservative and not has_forces:
+        raise DataError(f"the model has no energy and {frames.metadata.name} has no forces to compare with")
+    device = potential.known.device
     size = max(1, ATOMS_PER_BATCH // max(1, len(frames[0])))
     columns: dict[str, list[NDArray[Any]]] = {k: [] for k in ("e", "el", "f", "fl", "z", "n")}
     for start in range(0, len(frames), size):
@@ -101,7 +101,7 @@ def predict(
                 )
         columns["z"].append(batch.graph.z.numpy())
         columns["n"].append(np.array([len(f) for f in chunk]))
-        if has_energy:
+        if has_energy and potential.conservative:
             columns["e"].append(out["energy"].cpu().numpy())
             columns["el"].append(batch.targets["energy"].numpy())
         if has_forces:

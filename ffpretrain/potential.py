@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, ClassVar, Self
 
 import torch
@@ -133,15 +133,8 @@ class Potential(Model):
             elements = list(reference_energies or range(1, backbone.max_z))
         if head is None:
             head = EnergyHead(backbone.n_features, backbone.has_vectors)
-        for number in {*elements, *(reference_energies or {})}:
-            if not 0 < number < backbone.max_z:
-                raise ConfigError(
-                    f"no embedding for atomic number {number}: the backbone's max_z={backbone.max_z} allows "
-                    f"1 to {backbone.max_z - 1}"
-                )
-        known = torch.zeros(backbone.max_z, dtype=torch.bool)
-        known[elements] = True
-        super().__init__(backbone, head, known, card)
+        known_elements(reference_energies or (), backbone)  # refuses those without an embedding
+        super().__init__(backbone, head, known_elements(elements, backbone), card)
         reference = torch.zeros(backbone.max_z, dtype=torch.float64)
         for number, energy in (reference_energies or {}).items():
             reference[number] = energy
@@ -197,6 +190,23 @@ class Potential(Model):
     def atomic_energies(self, features: Features, z: Tensor) -> Tensor:
         """Return atomic energies ``[N]`` in eV, float64, reference energies included."""
         return self.head(features).to(self.scale.dtype) * self.scale + self.reference[z]
+
+
+def known_elements(elements: Iterable[int], backbone: Backbone) -> Tensor:
+    """Return whether each atomic number is among ``elements``, bool ``[max_z]``.
+
+    Raises:
+        ConfigError: one for which the backbone has no embedding.
+    """
+    known = torch.zeros(backbone.max_z, dtype=torch.bool)
+    for number in elements:
+        if not 0 < number < backbone.max_z:
+            raise ConfigError(
+                f"no embedding for atomic number {number}: the backbone's max_z={backbone.max_z} allows "
+                f"1 to {backbone.max_z - 1}"
+            )
+        known[number] = True
+    return known
 
 
 def _apply_strain(graph: Graph) -> tuple[Graph, Tensor]:

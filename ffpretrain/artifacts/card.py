@@ -126,10 +126,10 @@ class ModelCard(_Strict):
     package_version: str = Field(default=__version__, description="ffpretrain that wrote the file")
     name: str = Field(min_length=1)
     description: str = ""
-    kind: Literal["potential", "pretrained"] = Field(
+    kind: Literal["potential", "field", "pretrained"] = Field(
         default="potential",
-        description="potential: energy with forces by differentiation; pretrained: weights to start from, "
-        "whose energy means nothing",
+        description="potential: energy with forces by differentiation; field: forces without an energy; "
+        "pretrained: weights to start from, whose energy means nothing",
     )
     backbone: Component
     head: Component = Field(default_factory=lambda: Component(name="energy"))
@@ -140,6 +140,12 @@ class ModelCard(_Strict):
     units: Units = Field(default_factory=Units)
     energy_scale: float = Field(default=1.0, description="eV per unit of the network's output")
     energy_shift: float = Field(default=0.0, description="eV per structure, added once")
+    force_scale: float | None = Field(
+        default=None, description="of a field: eV/angstrom per unit of the network's output, sign included"
+    )
+    temperature: float | None = Field(
+        default=None, gt=0, description="K, sets the energy scale of what was learned without labels"
+    )
     reference_energies: dict[int, float] = Field(
         default_factory=dict, description="eV by atomic number, added per atom"
     )
@@ -167,6 +173,12 @@ class ModelCard(_Strict):
     parents: list[Parent] = Field(default_factory=list)
     citation: list[str] = Field(default_factory=list)
     licence: str | None = Field(default=None, description="of the weights")
+
+    @model_validator(mode="after")
+    def _scales(self) -> ModelCard:
+        if (self.kind == "field") != (self.force_scale is not None):
+            raise ValueError(f"kind {self.kind!r} does not go with force_scale {self.force_scale}")
+        return self
 
     def to_json(self) -> str:
         """Return the card as JSON; equal cards give equal text, and floats survive exactly.

@@ -11,7 +11,7 @@ from typing import Any
 
 from ffpretrain.errors import ArtifactError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """The format this package writes, and the newest it reads."""
 
 
@@ -32,7 +32,12 @@ def _from_0(card: dict[str, Any]) -> dict[str, Any]:
     return card
 
 
-_UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {0: _from_0}
+def _from_1(card: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 knew potentials only: it had no fields without an energy, nor what only they need."""
+    return dict(card)
+
+
+_UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {0: _from_0, 1: _from_1}
 
 
 def upgrade(raw: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ffpretrain import zoo
-from ffpretrain._version import __version__
 from ffpretrain.artifacts.card import ModelCard, parse_card, printable
 from ffpretrain.artifacts.files import (
     FORMAT,
@@ -31,19 +30,16 @@ from ffpretrain.artifacts.files import (
     read_header,
     write_file,
 )
-from ffpretrain.artifacts.upgrades import FORMAT_VERSION
-from ffpretrain.backbones import backbone_class, create_backbone
-from ffpretrain.errors import ArtifactError, ConfigError, UserError
-from ffpretrain.heads import EnergyHead
-from ffpretrain.potential import Potential
+from ffpretrain.artifacts.networks import describe, rebuild
+from ffpretrain.errors import ArtifactError, ConfigError
+from ffpretrain.potential import Model
 
-_HEADS = {"energy": EnergyHead}
 # buffers that the card holds
-_IN_CARD = {"scale", "shift", "reference", "known"}
+_IN_CARD = {"scale", "shift", "reference", "factor", "known"}
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
-def make_card(potential: Potential, name: str, **fields: Any) -> ModelCard:
+def make_card(potential: Model, name: str, **fields: Any) -> ModelCard:
     """Return a card for a potential.
 
     Args:
@@ -56,14 +52,14 @@ def make_card(potential: Potential, name: str, **fields: Any) -> ModelCard:
         ArtifactError: an unknown or wrong field, one that the potential decides, or a potential that no file
             could rebuild.
     """
-    network = _network_fields(potential)
+    network = describe(potential)
     for key in fields:
         if key in network:
             raise ArtifactError(f"card of {name!r}: {key} is taken from the potential; leave it out")
     return parse_card({"name": name, **fields, **network}, f"card of {name!r}")
 
 
-def save_potential(potential: Potential, path: str | Path, card: ModelCard) -> Path:
+def save_potential(potential: Model, path: str | Path, card: ModelCard) -> Path:
     """Write a potential to one ``.safetensors`` file, in one step.
 
     The same weights and card give the same bytes. Weights are stored in the precision they have.
@@ -84,7 +80,7 @@ def save_potential(potential: Potential, path: str | Path, card: ModelCard) -> P
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ArtifactError(f"{path}: a model file ends in .safetensors; name it {path.name}.safetensors")
-    complete = parse_card({**card.model_dump(), **_network_fields(potential)}, str(path))
+    complete = parse_card({**card.model_dump(), **describe(potential)}, str(path))
     # clones: the format refuses tensors that share memory
     state = {
         name: tensor.detach().cpu().contiguous().clone() for name, tensor in _network_state(potential).items()
@@ -96,12 +92,12 @@ def save_potential(potential: Potential, path: str | Path, card: ModelCard) -> P
 
 
 def load_potential(
-    model: str | Path | Potential,
+    model: str | Path | Model,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | str | None = None,
     *,
     trainable: bool = False,
-) -> Potential:
+) -> Model:
     """Return a potential in eval mode. Nothing in the file is executed.
 
     Args:
@@ -121,7 +117,7 @@ def load_potential(
         ConfigError: an unknown device or precision, or a device that is absent.
     """
     target, precision = resolve_device(device), _resolve_dtype(dtype)
-    if isinstance(model, Potential):
+    if isinstance(model, Model):
         return _adopt(model, target, precision)
     path, name = zoo.locate(model)
     blob = _read(path) if name is None else zoo.read_model(name)
@@ -134,7 +130,7 @@ def load_potential(
             f"{where}: holds pretrained weights that have learned no energy yet; fine-tune it first: "
             f"ffpretrain train RECIPE model.pretrained={where}"
         )
-    potential = _build(card, where)
+    potential = rebuild(card, where)
     _fill(potential, blob, where)
     potential.eval()
     if not trainable:
@@ -174,9 +170,9 @@ def _resolve_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return chosen
 
 
-def _adopt(potential: Potential, device: torch.device, dtype: torch.dtype | None) -> Potential:
+def _adopt(potential: Model, device: torch.device, dtype: torch.dtype | None) -> Model:
     """Return the potential itself where it fits, else a copy in eval mode, moved and cast."""
-    here = potential.scale.device
+    here = potential.known.device
     same_device = here.type == device.type and device.index in (None, here.index)
     if same_device and dtype in (None, potential.dtype) and not potential.training:
         return potential
@@ -191,55 +187,7 @@ def _read(path: Path) -> bytes:
         return file.read()
 
 
-def _network_fields(potential: Potential) -> dict[str, Any]:
-    """Return the card's fields that the potential decides.
-
-    Raises:
-        ArtifactError: a class, backbone or head that loading could not rebuild.
-    """
-    if type(potential) is not Potential:
-        raise ArtifactError(
-            f"only a Potential can be saved, not {type(potential).__name__}; unwrap compiled modules first, "
-            "or save the network that the objective trained"
-        )
-    backbone = potential.backbone
-    name = getattr(backbone, "name", None)
-    if name is None or backbone_class(name) is not type(backbone):
-        raise ArtifactError(
-            f"backbone {type(backbone).__name__} has no name in the registry, so no file could rebuild it; "
-            "register it under the entry points ffpretrain.backbones"
-        )
-    heads = [head for head, cls in _HEADS.items() if cls is type(potential.head)]
-    if not heads:
-        raise ArtifactError(
-            f"a {type(potential.head).__name__} cannot be saved; known heads: {', '.join(_HEADS)}"
-        )
-    reference = potential.reference.tolist()
-    known = potential.elements
-    return {
-        "format_version": FORMAT_VERSION,
-        "package_version": __version__,
-        "backbone": {"name": name, "options": _as_json(backbone.config, f"the options of backbone {name!r}")},
-        "head": {"name": heads[0], "options": {}},
-        "elements": known,
-        "cutoff": backbone.cutoff,
-        "energy_scale": potential.scale.item(),
-        "energy_shift": potential.shift.item(),
-        "reference_energies": {z: e for z, e in enumerate(reference) if z in known or e != 0.0},
-    }
-
-
-def _as_json(value: Any, what: str) -> Any:
-    """Return a value as JSON would read it back."""
-    try:
-        return json.loads(json.dumps(value, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise ArtifactError(
-            f"{what} cannot be written as JSON ({error}); use plain numbers and text"
-        ) from error
-
-
-def _network_state(potential: Potential) -> dict[str, Tensor]:
+def _network_state(potential: Model) -> dict[str, Tensor]:
     """Return the tensors that a file holds: weights and buffers of backbone and head."""
     return {name: tensor for name, tensor in potential.state_dict().items() if name not in _IN_CARD}
 
@@ -254,41 +202,7 @@ def _sealed(blob: bytes, where: str) -> bytes:
     return len(header).to_bytes(8, "little") + header + blob[found.start :]
 
 
-def _build(card: ModelCard, where: str) -> Potential:
-    """Build the network a card describes, with weights that are to be replaced."""
-    if card.head.name not in _HEADS:
-        raise ArtifactError(
-            f"{where}: unknown head {card.head.name!r}; upgrade with: pip install -U ffpretrain"
-        )
-    try:
-        # the fresh weights must not advance the caller's random numbers, nor land on their default device
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            backbone = create_backbone(card.backbone.name, **card.backbone.options)
-            head = _HEADS[card.head.name](backbone.n_features, backbone.has_vectors, **card.head.options)
-            potential = Potential(
-                backbone,
-                head,
-                scale=card.energy_scale,
-                shift=card.energy_shift,
-                reference_energies=card.reference_energies,
-                elements=card.elements,
-                card=card,
-            )
-    except UserError as error:
-        raise ArtifactError(f"{where}: its network cannot be built: {printable(str(error))}") from error
-    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise ArtifactError(
-            f"{where}: its card describes no network ({printable(str(error))}); the file is damaged"
-        ) from error
-    if backbone.cutoff != card.cutoff:
-        raise ArtifactError(
-            f"{where}: the card says cutoff {card.cutoff} and the backbone has {backbone.cutoff}; "
-            "the file contradicts itself: export it again"
-        )
-    return potential
-
-
-def _fill(potential: Potential, blob: bytes, where: str) -> None:
+def _fill(potential: Model, blob: bytes, where: str) -> None:
     """Load the weights, in the precision they are stored in, after checking them against the network."""
     try:
         stored = safetensors.torch.load(blob)

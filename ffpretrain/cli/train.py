@@ -88,6 +88,8 @@ def lines(summary: dict[str, Any]) -> list[str]:
             f"validation: force MAE {kcal:.3f} kcal/mol/Å ({1000 * forces:.1f} meV/Å), energy MAE "
             f"{1000 * energy:.1f} meV on {summary['validation_frames']} frames"
         )
-    if summary["kind"] == "pretrained":
+    if summary["kind"] == "field":
+        text.append("a force field without an energy, learned without labels: FFCalculator gives its forces")
+    if summary["kind"] in ("field", "pretrained"):
         text.append(f"start a training from it with model.pretrained={summary['model']}")
     return [*text, str(summary["model"])]

@@ -23,7 +23,6 @@ backbone's scalars, its edges are those of the backbone's cutoff and not all pai
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -87,7 +86,7 @@ class PooledPotential(Learned):
 
     conservative: ClassVar[bool] = True
     head_name: ClassVar[str] = "pooled-energy"
-    head_class: ClassVar[Callable[[int], nn.Module]] = PooledEnergy
+    head_class: ClassVar[type[nn.Module]] = PooledEnergy
     head: PooledEnergy
 
     def forward(self, graph: Graph, *, forces: bool = True, stress: bool | None = None) -> dict[str, Tensor]:

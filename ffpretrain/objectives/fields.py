@@ -7,7 +7,6 @@ displacement is ``-sigma^2 grad log p_sigma`` (Tweedie; Vincent 2011). With ``p 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -56,7 +55,7 @@ class Learned(Model):
 
     #: name of the head in a model file, and its class: called with F of the backbone, makes a fresh one
     head_name: ClassVar[str]
-    head_class: ClassVar[Callable[[int], nn.Module]]
+    head_class: ClassVar[type[nn.Module]]
     exact: ClassVar[tuple[str, ...]] = ("factor",)
     factor: Tensor
 
@@ -80,7 +79,7 @@ class DenoisingField(Learned):
 
     conservative: ClassVar[bool] = False
     head_name: ClassVar[str] = "vector"
-    head_class: ClassVar[Callable[[int], nn.Module]] = VectorHead
+    head_class: ClassVar[type[nn.Module]] = VectorHead
 
     def forward(self, graph: Graph, *, forces: bool = True, stress: bool | None = None) -> dict[str, Tensor]:
         """Evaluate a graph.

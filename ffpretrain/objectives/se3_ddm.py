@@ -19,7 +19,6 @@ distances may be negative, and the head is not told the level. All pairs count, 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -112,7 +111,7 @@ class DistanceField(Learned):
 
     conservative: ClassVar[bool] = False
     head_name: ClassVar[str] = "distance-score"
-    head_class: ClassVar[Callable[[int], nn.Module]] = DistanceScore
+    head_class: ClassVar[type[nn.Module]] = DistanceScore
 
     def forward(self, graph: Graph, *, forces: bool = True, stress: bool | None = None) -> dict[str, Tensor]:
         """Return ``forces [N, 3]`` eV/Å in the precision of ``graph.pos``, detached; nothing without forces.

@@ -68,6 +68,13 @@ class DataConfig(_Strict):
         default=None, description="saved split to use instead; the three sizes and the seed then do not count"
     )
 
+    temperature: float = Field(
+        default=300.0,
+        gt=0,
+        description="K, of the ensemble the frames are from; sets the energy scale of what is learned "
+        "without labels, and nothing else",
+    )
+
     @field_validator("train", "val", "test")
     @classmethod
     def _whole_or_fraction(cls, value: float | None) -> float | None:

@@ -22,12 +22,14 @@ from ffpretrain.artifacts import (
     make_card,
     save_potential,
 )
+from ffpretrain.artifacts.networks import can_be_saved
 from ffpretrain.errors import DataError
 from ffpretrain.evaluation import measured_errors, predict
 from ffpretrain.objectives import objective_class
-from ffpretrain.potential import Potential
+from ffpretrain.potential import Model
 from ffpretrain.training.checkpoints import BEST, LAST, RECORD, read_checkpoint
 from ffpretrain.training.survey import MANY_COMPOSITIONS, Survey, survey_frames
+from ffpretrain.units import KB
 
 if TYPE_CHECKING:
     from ffpretrain.training.run import Run
@@ -39,9 +41,10 @@ ARBITRARY_ZERO = "arbitrary: learned without energies"
 def finish(run: Run, out: Path, wall_seconds: float | None = None) -> Path:
     """Write ``out/model.safetensors`` from the best checkpoint of a run.
 
-    The weights are those of the validation with the smallest error, averaged where the recipe averages. An
-    objective without labels gives a file of kind ``pretrained``, to start other runs from, unless what it
-    learned is an energy.
+    The weights are those of the validation with the smallest error, averaged where the recipe averages. What
+    an objective learned without labels is written as a potential or, where it has no energy, as a field; a
+    plug-in's model of a class that no file can hold gives its network alone, of kind ``pretrained``, to start
+    other runs from.
 
     Args:
         run: from :func:`~ffpretrain.training.run.prepare`, with the recipe the run was made with; its module
@@ -59,9 +62,9 @@ def finish(run: Run, out: Path, wall_seconds: float | None = None) -> Path:
     best, last = (read_checkpoint(out / "checkpoints" / name) for name in (BEST, LAST))
     load_weights(run, best, out / "checkpoints" / BEST)
     seconds = last.get(RECORD, {}).get("wall_seconds", wall_seconds)
-    potential, kind = _learned(run)
+    potential, learned = _learned(run)
     survey = survey_frames(run.dataset[run.splits.train], potential.cutoff)
-    card = build_card(run, potential, survey, kind).model_copy(
+    card = build_card(run, potential, survey, **learned).model_copy(
         update={
             "training": TrainingRun(
                 steps=int(last["global_step"]),
@@ -97,23 +100,23 @@ def load_weights(run: Run, checkpoint: dict[str, Any], where: Path) -> None:
     run.module.load_state_dict(stored)
 
 
-def _learned(run: Run) -> tuple[Potential, str]:
-    """Return what the artefact holds, in eval mode, and its kind."""
-    objective = run.module.objective
-    learned = objective.potential()
-    if type(learned) is Potential:
-        return learned.eval(), "potential"
-    return objective.network.eval(), "pretrained"
+def _learned(run: Run) -> tuple[Model, dict[str, Any]]:
+    """Return what the artefact holds, in eval mode, and the card's fields about how it was learned."""
+    objective, kelvin = run.module.objective, run.recipe.data.temperature
+    learned = objective.potential(kT=KB * kelvin)
+    if not (isinstance(learned, Model) and can_be_saved(learned)):
+        return objective.network.eval(), {"kind": "pretrained"}
+    return learned.eval(), {} if objective.needs_labels else {"temperature": kelvin}
 
 
-def build_card(run: Run, potential: Potential, survey: Survey, kind: str = "potential") -> ModelCard:
-    """Return the card of a trained potential; no path of this machine stands in it.
+def build_card(run: Run, potential: Model, survey: Survey, **learned: Any) -> ModelCard:
+    """Return the card of a trained model; no path of this machine stands in it.
 
     Args:
         run: what it was trained in.
         potential: with its final weights.
         survey: of the training frames.
-        kind: as in :class:`~ffpretrain.artifacts.ModelCard`.
+        **learned: fields of the card about how it was learned.
     """
     recipe, metadata = run.recipe, run.dataset.metadata
     labelled = run.module.objective.needs_labels
@@ -123,15 +126,16 @@ def build_card(run: Run, potential: Potential, survey: Survey, kind: str = "pote
         held = predict(potential.cpu(), run.dataset[run.splits.val])
         name = f"{metadata.name}, validation frames (the weights were selected on them)"
         errors["validation"] = measured_errors(held, name)
+    unlabelled_zero = ARBITRARY_ZERO if potential.conservative else None
     given = recipe.objective.options
     return make_card(
         potential,
         recipe.name,
         description=recipe.description,
-        kind=kind,
+        **learned,
         charges=survey.charges,
         spins=survey.spins,
-        energy_zero=metadata.energy_zero if labelled else ARBITRARY_ZERO,
+        energy_zero=metadata.energy_zero if labelled else unlabelled_zero,
         level_of_theory=metadata.level_of_theory if labelled else None,
         training_data=[_training_data(run)],
         compositions=survey.compositions if len(survey.compositions) <= MANY_COMPOSITIONS else None,

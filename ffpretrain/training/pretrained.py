@@ -11,7 +11,7 @@ from ffpretrain import zoo
 from ffpretrain.artifacts import file_sha256, load_potential
 from ffpretrain.backbones import Backbone, create_backbone
 from ffpretrain.errors import ConfigError
-from ffpretrain.potential import Potential
+from ffpretrain.potential import Model, Potential
 from ffpretrain.training.config import ModelConfig
 
 
@@ -29,7 +29,7 @@ class Pretrained:
     name: str
     sha256: str
     kind: str
-    potential: Potential
+    potential: Model
 
 
 def open_pretrained(config: ModelConfig) -> Pretrained | None:
@@ -48,10 +48,10 @@ def open_pretrained(config: ModelConfig) -> Pretrained | None:
     if potential.card is None:
         raise ConfigError(f"{config.pretrained}: has no card; give a file that ffpretrain wrote")
     card = potential.card
-    if config.pretrained_head and card.kind != "potential":
+    if config.pretrained_head and (card.kind, card.head.name) != ("potential", "energy"):
         raise ConfigError(
-            f"{config.pretrained}: is {card.kind}, it has learned no energy head; "
-            "set model.pretrained_head: false"
+            f"{config.pretrained}: is a {card.kind} with head {card.head.name!r}, it has learned no energy "
+            "head to take over; set model.pretrained_head: false"
         )
     return Pretrained(card.name, file_sha256(path), card.kind, potential)
 

@@ -183,14 +183,14 @@ def build_objective(
     Raises:
         ConfigError: an unknown name or option, or a parent that does not fit.
     """
-    keep_scale = parent is not None and recipe.model.pretrained_head
     scale = statistics.force_rms if statistics else 1.0
+    if parent is not None and recipe.model.pretrained_head and isinstance(parent.potential, Potential):
+        scale = float(parent.potential.scale)  # the head answers in the unit it was trained in
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.trainer.seed)
         potential = Potential(
             make_backbone(recipe.model, parent),
-            # a head that is taken over answers in the unit it was trained in
-            scale=float(parent.potential.scale) if parent is not None and keep_scale else scale,
+            scale=scale,
             reference_energies=statistics.reference_energies if statistics else None,
             elements=elements,
         )

@@ -256,6 +256,11 @@ def test_the_sample_of_format_0_is_of_format_0() -> None:
     assert raw["format_version"] == 0 and raw["backbone"] == "torchmd-et" and "energy_scale" not in raw
 
 
+def test_the_sample_of_format_1_knows_no_fields() -> None:
+    raw = json.loads(parts(DATA / "format1.safetensors")[1]["card"])
+    assert raw["format_version"] == 1 and raw["kind"] == "potential" and "force_scale" not in raw
+
+
 def test_newer_format_is_a_clear_error(saved: Path, tmp_path: Path) -> None:
     newer = forge(saved, tmp_path / "n.safetensors", format_version=FORMAT_VERSION + 1, novel={"a": 1})
     refused(newer, str(newer), "newer ffpretrain", "pip install -U ffpretrain")
@@ -416,7 +421,13 @@ def test_safetensors_without_a_card_is_refused(saved: Path, tmp_path: Path) -> N
         ({"cutoff": float("nan")}, "cutoff: "),
         ({"units": {"energy": "kcal/mol"}}, "units.energy: "),
         ({"elements": []}, "elements: "),
-        ({"kind": "field"}, "kind: "),
+        ({"kind": "dream"}, "kind: "),
+        ({"kind": "field"}, "kind 'field' does not go with force_scale None"),
+        ({"force_scale": 1.0}, "kind 'potential' does not go with force_scale 1.0"),
+        (
+            {"kind": "field", "force_scale": 1.0},
+            "kind 'field' and head 'energy'; the file contradicts itself",
+        ),
         ({"reference_energies": {"O": 1.0}}, "reference_energies"),
         ({"reference_geometry": {"numbers": [1], "positions": []}}, "1 atomic numbers but 0 positions"),
         (

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ffpretrain import FFCalculator, units
 from ffpretrain.artifacts import load_potential, make_card, save_potential
 from ffpretrain.backbones import Backbone, Features, create_backbone
-from ffpretrain.errors import ArtifactError, ConfigError, UnsupportedInputError
+from ffpretrain.errors import ConfigError, UnsupportedInputError
 from ffpretrain.graphs import Graph, Sample, atoms_per_graph, batch_graphs, build_graph
 from ffpretrain.objectives import create_objective
 from ffpretrain.objectives.coord import Coord, batch_floor, rigid_body_floor
@@ -427,16 +427,12 @@ def test_temperature_and_noise_must_be_positive(arguments: dict[str, float]) -> 
         make().potential(**arguments)
 
 
-def test_a_potential_can_be_saved_and_a_field_cannot(tmp_path: Path) -> None:
+def test_a_potential_can_be_saved(tmp_path: Path) -> None:
     objective, graph = make("energy-gradient"), molecules()[1]
     potential = objective.potential()
-    card = make_card(potential, "denoiser")
-    path = save_potential(potential, tmp_path / "denoiser.safetensors", card)
+    path = save_potential(potential, tmp_path / "denoiser.safetensors", make_card(potential, "denoiser"))
     for key, value in load_potential(path)(graph).items():
         assert torch.equal(value, potential(graph)[key])
-    with pytest.raises(ArtifactError, match="not DenoisingField"):
-        save_potential(make().potential(), tmp_path / "field.safetensors", card)
-    assert not (tmp_path / "field.safetensors").exists()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

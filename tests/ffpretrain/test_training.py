@@ -15,12 +15,13 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from ffpretrain import cli, load_potential
+from ffpretrain import cli, load_potential, units
 from ffpretrain.artifacts import file_sha256, read_card
 from ffpretrain.datasets import open_dataset
 from ffpretrain.datasets.frames import Frame, InMemoryDataset
 from ffpretrain.errors import ArtifactError, ConfigError, DataError, NonFiniteError
 from ffpretrain.evaluation import error_table, predict
+from ffpretrain.objectives.fields import DenoisingField
 from ffpretrain.recipes import load_recipe
 from ffpretrain.training import run as run_module
 from ffpretrain.training.checkpoints import AtomicCheckpointIO, is_complete, read_checkpoint
@@ -309,15 +310,16 @@ def test_checkpoints_are_written_in_one_step(tmp_path: Path, monkeypatch: pytest
 # ---------------------------------------------------------------- starting from another model
 
 
-def test_pretraining_gives_a_file_to_start_from(pretrained: Path) -> None:
+def test_pretraining_gives_a_field_that_never_saw_a_label(pretrained: Path) -> None:
     card = read_card(pretrained)
-    assert card.kind == "pretrained"
-    assert (card.level_of_theory, card.errors) == (None, {})
-    assert card.energy_zero is not None
-    assert card.energy_zero.startswith("arbitrary")
+    assert (card.kind, card.head.name) == ("field", "vector")
+    assert (card.level_of_theory, card.errors, card.energy_zero) == (None, {}, None)
     assert (card.elements, card.compositions) == ([1, 6, 8], ["C2H6O"])
-    with pytest.raises(ArtifactError, match="fine-tune it first"):
-        load_potential(pretrained)
+    # kT / sigma, since the head predicts noise in units of sigma
+    assert card.temperature == 500.0
+    assert card.force_scale == pytest.approx(units.KB * 500 / 0.04)
+    field = load_potential(pretrained)
+    assert isinstance(field, DenoisingField)
 
 
 def test_noise_that_taught_an_energy_gives_a_potential(tmp_path: Path) -> None:
@@ -357,7 +359,7 @@ def test_weights_that_do_not_match_are_listed_or_refused(pretrained: Path) -> No
     painn = {"name": "painn", "options": {"hidden": 8, "layers": 1}}
     with pytest.raises(ConfigError, match=r"no weight in common|is \["):
         prepare(recipe(model__backbone=painn, model__pretrained=path))
-    with pytest.raises(ConfigError, match="has learned no energy head"):
+    with pytest.raises(ConfigError, match="is a field with head 'vector', it has learned no energy head"):
         prepare(recipe(model__pretrained=path, model__pretrained_head=True))
     with pytest.raises(ArtifactError, match="no model is called 'ndem-asprin'"):
         prepare(recipe(model__pretrained="ndem-asprin"))
