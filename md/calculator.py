@@ -17,6 +17,7 @@ from torch import nn
 
 from ffpretrain.artifacts import load_potential
 from ffpretrain.errors import ArtifactError, ConfigError, UnsupportedInputError
+from ffpretrain.md.committee import SpreadLimit, SpreadPolicy
 from ffpretrain.md.paths import Evaluation
 from ffpretrain.md.runtime import CompileOption, Runtime
 from ffpretrain.md.unfamiliar import CHARGE_KEYS, SPIN_KEYS, Familiarity, Policy
@@ -36,7 +37,8 @@ class FFCalculator(Calculator):
     Gives ``energy``, ``free_energy`` (the same: there is no entropy of electrons), atomic ``energies``,
     ``forces`` and, where the structure is periodic, ``stress`` (Voigt-6, ASE's sign), all float64 in eV and
     Å. A committee gives the mean of its members and, in ``results``, the standard deviations over them (of
-    the members as they are, not of a sample): ``energy_std`` eV, ``forces_std [N, 3]`` eV/Å.
+    the members as they are, not of a sample): ``energy_std`` eV, ``forces_std [N, 3]`` eV/Å, and from the
+    latter ``forces_spread`` eV/Å, that of the atom they agree on least.
 
     Args:
         model: a name of :func:`ffpretrain.list_models`, a model file, a
@@ -48,10 +50,14 @@ class FFCalculator(Calculator):
         on_unfamiliar: what to do with input the model was not trained on (another composition, a charge or
             multiplicity in ``atoms.info`` it never learned, atoms closer than any in training): ``warn`` once
             for each cause, ``raise`` or ``ignore``. An unknown element is always an error.
+        max_spread: largest ``forces_spread`` of a committee in eV/Å; None allows any.
+        on_spread: what to do with a structure beyond it: ``flag`` warns once, sets ``spread_exceeded`` in
+            ``results`` and counts in ``flagged``; ``stop`` raises, which ends a simulation.
 
     Raises:
         ArtifactError: no such model, or a damaged one.
-        ConfigError: an unknown option, or members of a committee with different levels of theory.
+        ConfigError: an unknown option, ``max_spread`` without a committee, or members of a committee with
+            different levels of theory.
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012 (ASE's)
@@ -63,6 +69,9 @@ class FFCalculator(Calculator):
         dtype: str = "float32",
         compile: CompileOption = "auto",
         on_unfamiliar: Policy = "warn",
+        *,
+        max_spread: float | None = None,
+        on_spread: SpreadPolicy = "flag",
     ) -> None:
         super().__init__()
         members = [model] if isinstance(model, str | os.PathLike | nn.Module) else list(model)
@@ -72,6 +81,7 @@ class FFCalculator(Calculator):
         self.runtimes = [Runtime(potential, device, dtype, compile) for potential in potentials]
         self.cards: list[ModelCard | None] = [getattr(p, "card", None) for p in potentials]
         self._committee = not isinstance(model, str | os.PathLike | nn.Module)
+        self._limit = SpreadLimit(max_spread, on_spread, len(members))
         seen: set[str] = set()
         self._familiarities = [Familiarity(card, on_unfamiliar, seen) for card in self.cards]
         self._checked: dict[str, Any] | None = None
@@ -83,6 +93,8 @@ class FFCalculator(Calculator):
             compile=compile,
             on_unfamiliar=on_unfamiliar,
         )
+        if max_spread is not None:
+            self.parameters.update(max_spread=max_spread, on_spread=on_spread)
 
     @property
     def name(self) -> str:
@@ -98,6 +110,11 @@ class FFCalculator(Calculator):
     def backend(self) -> str:
         """How the last structure was evaluated, such as ``dense float32 cpu``; empty before the first."""
         return self.runtimes[0].backend
+
+    @property
+    def flagged(self) -> int:
+        """How many structures lay beyond ``max_spread`` so far."""
+        return self._limit.flagged
 
     def set(self, **kwargs: Any) -> dict[str, Any]:
         """Refuse changes, which would leave a calculator that is not what it says.
@@ -132,6 +149,7 @@ class FFCalculator(Calculator):
         Raises:
             UnsupportedInputError: no atoms, an unknown element, or unfamiliar input under ``raise``.
             NonFiniteError: the energy or a force is not finite.
+            CommitteeSpreadError: the members disagree by more than ``max_spread``, under ``stop``.
         """
         super().calculate(atoms, list(properties), list(system_changes))
         # until everything below has succeeded there are no results, whatever was there before
@@ -187,6 +205,8 @@ class FFCalculator(Calculator):
                     results[key] = full_3x3_to_voigt_6_stress(results[key])
                 elif self._committee and key == "forces":
                     results["forces_std"] = values.std(axis=0)
+                    results["forces_spread"] = spread = self._limit.check(results["forces_std"])
+                    results["spread_exceeded"] = spread > (self._limit.most or np.inf)
         if energies is not None and self._committee:
             results["energy_std"] = float(energies.std())
         return results
