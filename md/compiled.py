@@ -1,4 +1,4 @@
-"""Compiling the energy and forces of one molecule: one traced graph of fixed shape, built by a C++ compiler.
+"""Compiling the energy and forces of molecules: one traced graph of fixed shape, built by a C++ compiler.
 
 The forces' backward pass is traced with the energies, so that the compiler sees one graph; nothing is
 differentiated when it runs. Building takes 20 s to 90 s and halves the time of a step (see
@@ -24,13 +24,14 @@ class CompileWarning(UserWarning):
     """A compiled path was asked for and cannot be had; the same numbers come from the eager one."""
 
 
-def compile_dense(potential: Potential, z: Tensor, pos: Tensor) -> DenseFunction | None:
+def compile_dense(potential: Potential, z: Tensor, pos: Tensor, molecules: int = 1) -> DenseFunction | None:
     """Return a compiled :func:`~ffpretrain.md.paths.dense_function`, built and called once.
 
     Args:
         potential: in eval mode, on the device of ``pos``.
         z: atomic numbers ``[N]``.
         pos: positions ``[N, 3]`` Å, float64; only their shape matters.
+        molecules: how many equal molecules the atoms are, one after another.
 
     Returns:
         The function; None, after a :class:`CompileWarning` with the reason, where the machine cannot build it
@@ -39,7 +40,7 @@ def compile_dense(potential: Potential, z: Tensor, pos: Tensor) -> DenseFunction
     from torch.fx.experimental.proxy_tensor import make_fx
 
     try:
-        traced = make_fx(dense_function(potential, z))(pos)
+        traced = make_fx(dense_function(potential, z, molecules))(pos)
         traced.graph.eliminate_dead_code()
         traced.recompile()
         built = torch.compile(traced, dynamic=False, fullgraph=True)

@@ -16,7 +16,8 @@ from ffpretrain.pairs import DensePairs
 from ffpretrain.potential import Potential
 
 Array = NDArray[np.float64]
-#: positions ``[N, 3]`` to atomic energies ``[N]`` eV and forces ``[N, 3]`` eV/Å, both float64
+#: positions ``[N, 3]`` to atomic energies ``[N]`` eV and forces ``[N, 3]`` eV/Å, both float64; N counts the
+#: atoms of one molecule or of several equal ones
 DenseFunction = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 #: Largest molecules for which every pair is kept. On a CPU, eager, all pairs and a list of pairs take about
@@ -118,16 +119,21 @@ class DensePath:
         return evaluation(out, shortest, periodic=False)
 
 
-def dense_function(potential: Potential, z: Tensor) -> DenseFunction:
+def dense_function(potential: Potential, z: Tensor, molecules: int = 1) -> DenseFunction:
     """Return the function of the positions alone that a molecule with atomic numbers ``z [N]`` is.
 
     The sum over atoms is left to the caller, so that a compiler cannot reorder it.
+
+    Args:
+        potential: its backbone must be smooth at the cutoff.
+        z: atomic numbers ``[N]``, of all molecules.
+        molecules: how many equal molecules the atoms are, one after another.
     """
 
     def function(pos: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             pos = pos.detach().requires_grad_(True)
-            features = potential.backbone.encode(z, DensePairs(pos, 1, potential.dtype))
+            features = potential.backbone.encode(z, DensePairs(pos, molecules, potential.dtype))
             energies = potential.atomic_energies(features, z)
             (gradient,) = torch.autograd.grad(energies.sum(), pos)
         return energies.detach(), -gradient
