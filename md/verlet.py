@@ -53,14 +53,32 @@ class VerletList:
         Raises:
             UnsupportedInputError: a periodic direction without cell vector, or a cell without volume.
         """
-        if not self._valid(pos, cell, pbc):
-            self._build(pos, cell, pbc)
-        neighbor, center = self._index[0], self._index[1]
-        vector = pos.index_select(0, neighbor) + self._shift - pos.index_select(0, center)
+        index, shift = self.candidates(pos, cell, pbc)
+        vector = pos.index_select(0, index[0]) + shift - pos.index_select(0, index[1])
         squared = vector.square().sum(-1)
         keep = squared < self.cutoff**2
         shortest = float(squared.min().sqrt()) if len(squared) else float("inf")
-        return self._index[:, keep], self._shift[keep], shortest
+        return index[:, keep], shift[keep], shortest
+
+    def candidates(self, pos: Tensor, cell: Tensor | None, pbc: Sequence[bool]) -> tuple[Tensor, Tensor]:
+        """Return the longer list as it is, for a caller who leaves out the pairs beyond the cutoff.
+
+        It stays the same object of the same content until ``builds`` counts up.
+
+        Args:
+            pos: ``[N, 3]`` Å, float64.
+            cell: lattice vectors in rows ``[3, 3]`` Å, or None.
+            pbc: which directions repeat.
+
+        Returns:
+            ``edge_index [2, E]`` (neighbour, centre) and ``edge_shift [E, 3]`` Å.
+
+        Raises:
+            UnsupportedInputError: as :meth:`pairs`.
+        """
+        if not self._valid(pos, cell, pbc):
+            self._build(pos, cell, pbc)
+        return self._index, self._shift
 
     def _valid(self, pos: Tensor, cell: Tensor | None, pbc: Sequence[bool]) -> bool:
         if self._pos is None or self._pos.shape != pos.shape or self._pbc != tuple(pbc):

@@ -1,0 +1,167 @@
+"""The native way to evaluate a potential: one call of C++ code for energies, forces and stress, on a CPU."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ffpretrain.backbones.torchmd_et import TorchMDET
+from ffpretrain.errors import NonFiniteError
+from ffpretrain.md.native.build import NativeUnavailable, load_library
+from ffpretrain.md.native.weights import flatten, unsupported
+from ffpretrain.md.paths import DENSE_ATOMS, Array, Evaluation, has_volume
+from ffpretrain.md.verlet import VerletList
+from ffpretrain.potential import Potential
+
+Pairs = tuple[NDArray[np.int64], NDArray[np.int64], Array | None]
+
+
+class NativePath:
+    """Energies, forces and stress of a potential with the backbone ``torchmd-et`` by compiled C++ code.
+
+    The same function as the eager evaluation, to rounding, with its derivative written out: pairs are listed
+    once where the eager path has them twice, so half of the filters' matrix products fall away, and nothing
+    is dispatched in between. One thread; the time grows linearly with the number of atoms.
+
+    Args:
+        potential: see :func:`~ffpretrain.md.native.weights.unsupported`; its weights are copied.
+        numbers: atomic numbers ``[N]``.
+        pbc: which directions repeat.
+
+    Raises:
+        NativeUnavailable: the code cannot be built here, or does not cover the potential.
+    """
+
+    name = "native"
+
+    def __init__(
+        self, potential: nn.Module, numbers: NDArray[np.int64], pbc: tuple[bool, bool, bool]
+    ) -> None:
+        self.network = NativeNetwork(potential)
+        self.z = np.ascontiguousarray(numbers, dtype=np.int64)
+        self.pbc, n = pbc, len(numbers)
+        self.list: VerletList | None = None
+        self._pairs: Pairs = (*_upper_triangle(n), None)
+        if any(pbc) or n > DENSE_ATOMS:
+            self.list, self._builds = VerletList(self.network.cutoff), 0
+
+    def __call__(self, positions: Array, cell: Array | None) -> Evaluation:
+        """See :class:`~ffpretrain.md.paths.Path`.
+
+        Raises:
+            NonFiniteError: an energy or force overflowed.
+        """
+        positions = np.ascontiguousarray(positions, dtype=np.float64)
+        if self.list is not None:
+            self._update(self.list, positions, cell)
+        energies, forces, virial, shortest = self.network(self.z, positions, self._pairs)
+        stress = None
+        if cell is not None and has_volume(cell, self.pbc):
+            stress = 0.5 * (virial + virial.T) / abs(float(np.linalg.det(cell)))
+        return Evaluation(float(energies.sum()) + self.network.shift, energies, forces, stress, shortest)
+
+    def _update(self, verlet: VerletList, positions: Array, cell: Array | None) -> None:
+        pos = torch.from_numpy(positions)
+        index, shift = verlet.candidates(pos, None if cell is None else torch.tensor(cell), self.pbc)
+        if verlet.builds != self._builds:
+            self._pairs, self._builds = _each_once(index.numpy(), shift.numpy()), verlet.builds
+
+
+class NativeNetwork:
+    """A potential's weights inside the native library, with the scale and reference energies outside.
+
+    Args:
+        potential: as :class:`NativePath`.
+
+    Raises:
+        NativeUnavailable: as :class:`NativePath`.
+    """
+
+    def __init__(self, potential: nn.Module) -> None:
+        self._handle = None
+        if not isinstance(potential, Potential):
+            raise NativeUnavailable("only potentials are evaluated natively")
+        self._library = load_library()
+        self._bytes = potential.dtype.itemsize
+        reason = unsupported(potential, self._library.ff_lanes(self._bytes))
+        backbone = potential.backbone
+        if reason is not None or not isinstance(backbone, TorchMDET):
+            raise NativeUnavailable(reason or "another backbone")
+        weights, config = flatten(potential), backbone.config
+        sizes = np.array([config[k] for k in ("hidden", "layers", "heads", "rbf", "max_z")], dtype=np.int64)
+        self.cutoff, self.scale, self.shift = backbone.cutoff, float(potential.scale), float(potential.shift)
+        self.reference: Array = potential.reference.cpu().numpy()
+        self._handle = self._library.ff_et_create(
+            self._bytes, _address(sizes), self.cutoff, _address(weights), len(weights)
+        )
+        if not self._handle:
+            raise NativeUnavailable("the weights do not fit the native network")
+
+    def __del__(self) -> None:
+        if self._handle:
+            self._library.ff_et_destroy(self._bytes, self._handle)
+
+    def __call__(
+        self, z: NDArray[np.int64], positions: Array, pairs: Pairs
+    ) -> tuple[Array, Array, Array, float]:
+        """Evaluate a structure.
+
+        Args:
+            z: atomic numbers ``[N]``.
+            positions: ``[N, 3]`` Å, contiguous.
+            pairs: first and second atom ``[P]`` and the translation ``[P, 3]`` Å of the second, or None; each
+                pair once, those beyond the cutoff are left out here.
+
+        Returns:
+            Atomic energies ``[N]`` eV, forces ``[N, 3]`` eV/Å, the derivative of the energy with respect to
+            strain ``[3, 3]`` eV, and the shortest distance in Å.
+
+        Raises:
+            NonFiniteError: memory ran out.
+        """
+        first, second, shift = pairs
+        n = len(z)
+        energies, gradient, virial = np.empty(n), np.empty((n, 3)), np.empty((3, 3))
+        shortest = self._library.ff_et_evaluate(
+            self._bytes,
+            self._handle,
+            n,
+            len(first),
+            *(None if x is None else _address(x) for x in (z, first, second, positions, shift)),
+            _address(energies),
+            _address(gradient),
+            _address(virial),
+        )
+        if shortest < 0:
+            raise NonFiniteError("the native evaluation ran out of memory; use fewer atoms or compile=False")
+        energies *= self.scale
+        energies += self.reference[z]
+        gradient *= -self.scale
+        virial *= self.scale
+        return energies, gradient, virial, shortest
+
+
+def _address(array: NDArray[np.generic]) -> int:
+    return array.ctypes.data
+
+
+def _upper_triangle(n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    first, second = np.triu_indices(n, 1)
+    return np.ascontiguousarray(first, dtype=np.int64), np.ascontiguousarray(second, dtype=np.int64)
+
+
+def _each_once(index: NDArray[np.int64], shift: Array) -> Pairs:
+    """Keep one direction of every pair; of an atom and its own image, that of the positive translation."""
+    neighbor, center = index
+    # the sign of the first component that is not zero
+    sign = np.sign(shift[:, 0])
+    for c in (1, 2):
+        sign = np.where(sign == 0, np.sign(shift[:, c]), sign)
+    keep = (center < neighbor) | ((center == neighbor) & (sign > 0))
+    return (
+        np.ascontiguousarray(center[keep]),
+        np.ascontiguousarray(neighbor[keep]),
+        np.ascontiguousarray(shift[keep], dtype=np.float64),
+    )

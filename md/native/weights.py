@@ -1,0 +1,64 @@
+"""The weights of a network in the order in which the native evaluation reads them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ffpretrain.backbones.torchmd_et import TorchMDET
+from ffpretrain.heads import EnergyHead, GatedBlock
+from ffpretrain.potential import Potential
+
+#: largest sizes the native code has room for
+MAX_HIDDEN, MAX_HEADS = 1024, 64
+
+
+def unsupported(model: nn.Module, lanes: int) -> str | None:
+    """Return why the native code cannot evaluate a model, or None where it can.
+
+    Args:
+        model: any module.
+        lanes: numbers in one vector register, in the model's precision.
+    """
+    if not isinstance(model, Potential) or type(model.backbone) is not TorchMDET:
+        return "only potentials with the backbone torchmd-et are evaluated natively"
+    backbone, config = model.backbone, model.backbone.config
+    if type(model.head) is not EnergyHead:
+        return "the head is not the plain energy head"
+    if not backbone.smooth or backbone.out_norm_vec is not None:
+        return "vector_cutoff is off, or the vectors are normalised"
+    if config.get("vector_input"):
+        return "the network reads vectors as input"
+    if config["hidden"] % (2 * lanes) or config["hidden"] > MAX_HIDDEN or config["heads"] > MAX_HEADS:
+        return (
+            f"hidden is not a multiple of {2 * lanes}, or exceeds {MAX_HIDDEN}, or heads exceed {MAX_HEADS}"
+        )
+    return None
+
+
+def flatten(potential: Potential) -> NDArray[np.floating]:
+    """Return all weights of a supported potential, one after the other, in its precision."""
+    backbone, head = potential.backbone, potential.head
+    assert isinstance(backbone, TorchMDET)
+    found: list[torch.Tensor] = [backbone.basis.means, backbone.basis.betas, backbone.embedding.weight]
+    found.append(backbone.neighbor_embedding.embedding.weight)
+    found += _linear(backbone.neighbor_embedding.filter) + _linear(backbone.neighbor_embedding.combine)
+    for layer in backbone.layers:
+        found += [layer.norm.weight, layer.norm.bias]
+        found += _linear(layer.mix) + _linear(layer.filters) + _linear(layer.out)
+        if layer.vec_proj is not None:
+            found += _linear(layer.vec_proj)
+    found += [backbone.out_norm.weight, backbone.out_norm.bias, *_gated(head.first), *_gated(head.second)]
+    return torch.cat([w.detach().to("cpu").flatten() for w in found]).numpy()
+
+
+def _linear(layer: nn.Linear) -> list[torch.Tensor]:
+    return [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
+
+
+def _gated(block: nn.Module) -> list[torch.Tensor]:
+    assert isinstance(block, GatedBlock)
+    projections = [block.norm_proj] if block.vec_proj is None else [block.norm_proj, block.vec_proj]
+    return [w for layer in (*projections, block.hidden, block.out) for w in _linear(layer)]

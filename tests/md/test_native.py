@@ -1,0 +1,187 @@
+"""The native evaluation is the eager one, to rounding, for molecules, crystals and everything between."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import ase.build
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+
+from ffpretrain import FFCalculator
+from ffpretrain.backbones import create_backbone
+from ffpretrain.graphs import graph_from_atoms
+from ffpretrain.md.native import NativePath, NativeUnavailable, build
+from ffpretrain.md.native.build import load_library
+from ffpretrain.md.runtime import Runtime
+from ffpretrain.potential import Potential
+
+OPTIONS = {"hidden": 32, "layers": 3, "heads": 4, "rbf": 9, "cutoff": 3.5, "max_z": 20}
+
+
+def potential(**options: object) -> Potential:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        backbone = create_backbone("torchmd-et", **{**OPTIONS, **options})
+        reference = {1: -13.6, 6: -1029.5, 8: -2041.8, 11: -4400.0, 17: -12500.0}
+        return Potential(backbone, scale=0.7, shift=0.25, reference_energies=reference).double()
+
+
+def salt() -> Atoms:
+    # a cell shorter than the cutoff: atoms see their own images
+    crystal = ase.build.bulk("NaCl", "rocksalt", a=5.0)
+    crystal.rattle(0.05, seed=2)
+    return crystal
+
+
+def slab() -> Atoms:
+    surface = ase.build.fcc100("C", (2, 2, 2), a=3.0, vacuum=6.0)
+    surface.rattle(0.05, seed=4)
+    return surface
+
+
+def molecules() -> dict[str, Atoms]:
+    chain = ase.build.molecule("C3H8")
+    chain.rattle(0.05, seed=1)
+    far = Atoms("OH", [[0, 0, 0], [9.0, 0, 0]])
+    return {
+        "propane": chain,
+        "atom": Atoms("O"),
+        "far apart": far,
+        "water dimer": ase.build.molecule("H2O") + Atoms("OHH", [[0, 2.9, 0], [0.8, 3.4, 0], [-0.8, 3.4, 0]]),
+        "crystal": salt(),
+        "crystal of 64": salt().repeat((4, 4, 2)),
+        "slab": slab(),
+    }
+
+
+def compare(model: Potential, atoms: Atoms, tolerance: float) -> None:
+    pbc = tuple(bool(p) for p in atoms.pbc)
+    cell = atoms.cell.array if any(pbc) else None
+    found = NativePath(model, atoms.numbers, pbc)(atoms.positions, cell)
+    wanted = copy.deepcopy(model).double()(graph_from_atoms(atoms, model.cutoff))
+    assert found.energy == pytest.approx(wanted["energy"].item(), abs=tolerance, rel=1e-13)
+    assert np.allclose(found.energies, wanted["energies"].detach(), atol=tolerance, rtol=0)
+    assert np.allclose(found.forces, wanted["forces"].detach(), atol=tolerance, rtol=0)
+    if all(pbc):
+        assert np.allclose(found.stress, wanted["stress"][0].detach(), atol=tolerance, rtol=0)
+        assert np.abs(found.stress).max() > 100 * tolerance
+
+
+@pytest.mark.parametrize("name", sorted(molecules()))
+def test_equal_to_the_eager_evaluation_in_float64(name: str) -> None:
+    compare(potential(), molecules()[name], 1e-9)
+
+
+@pytest.mark.parametrize("options", [{"layers": 1}, {"heads": 1}, {"hidden": 64, "heads": 2, "rbf": 32}])
+def test_other_sizes(options: dict[str, int]) -> None:
+    compare(potential(**options), molecules()["propane"], 1e-10)
+    compare(potential(**options), salt(), 1e-10)
+
+
+def test_close_in_float32() -> None:
+    compare(potential().float(), molecules()["propane"], 2e-5)
+
+
+def test_many_pairs_do_not_fit_the_kept_filters_and_give_the_same() -> None:
+    atoms = salt().repeat((7, 8, 8))
+    model = potential(layers=2, cutoff=6.5)
+    pairs = graph_from_atoms(atoms, model.cutoff).edge_index.shape[1] // 2
+    # what torchmd_et.hpp allows itself: 64 MiB
+    assert pairs * 2 * 4 * 32 * 8 > 2**26
+    compare(model, atoms, 1e-8)
+
+
+def test_shortest_distance() -> None:
+    found = NativePath(potential(), np.array([8, 1, 1]), (False,) * 3)(
+        np.array([[0.0, 0, 0], [0.9, 0, 0], [0, 5.0, 0]]), None
+    )
+    assert found.shortest == pytest.approx(0.9)
+
+
+def test_follows_atoms_that_move_far_in_a_crystal() -> None:
+    model, atoms = potential(), salt().repeat((3, 3, 3))
+    path = NativePath(model, atoms.numbers, (True, True, True))
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        atoms.positions += rng.normal(0.0, 0.3, atoms.positions.shape)
+        found = path(atoms.positions, atoms.cell.array)
+        wanted = model(graph_from_atoms(atoms, model.cutoff))
+        assert np.allclose(found.forces, wanted["forces"].detach(), atol=1e-8)
+    assert path.list is not None
+    assert path.list.builds > 1
+
+
+def test_calculator_takes_it_and_compile_false_does_not() -> None:
+    atoms = molecules()["propane"]
+    results = {}
+    for compile in ("auto", False):
+        atoms.calc = FFCalculator(potential(), dtype="float64", compile=compile, on_unfamiliar="ignore")
+        results[compile] = atoms.get_forces()
+        assert atoms.calc.backend.startswith("native" if compile == "auto" else "dense")
+    assert np.allclose(results["auto"], results[False], atol=1e-10)
+
+
+def test_agreement_is_measured_and_recorded() -> None:
+    atoms = molecules()["propane"]
+    runtime = Runtime(potential(), "cpu", "float64", "auto")
+    runtime.evaluate(atoms.numbers, atoms.positions)
+    assert 0 <= runtime.agreement["native"].force_error < 1e-10
+    again = pickle.loads(pickle.dumps(runtime))
+    assert np.array_equal(
+        again.evaluate(atoms.numbers, atoms.positions).forces,
+        runtime.evaluate(atoms.numbers, atoms.positions).forces,
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (torch.nn.Linear(1, 1), "only potentials"),
+        (Potential(create_backbone("painn", hidden=32, layers=1)), "torchmd-et"),
+        (potential(hidden=12, heads=2), "multiple"),
+        (potential(vector_cutoff=False), "vector_cutoff"),
+    ],
+)
+def test_what_it_does_not_cover_is_named(model: torch.nn.Module, reason: str) -> None:
+    with pytest.raises(NativeUnavailable, match=reason):
+        NativePath(model, np.array([8, 1, 1]), (False,) * 3)
+
+
+@pytest.fixture
+def fresh_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("FFPRETRAIN_CACHE", str(tmp_path))
+    load_library.cache_clear()
+    yield tmp_path
+    load_library.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("compiler", "reason"), [("no-such-compiler", "no C\\+\\+ compiler"), ("false", "false failed")]
+)
+def test_without_a_compiler_the_eager_path_serves_and_says_why(
+    compiler: str, reason: str, fresh_library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", compiler)
+    with pytest.raises(NativeUnavailable, match=reason):
+        load_library()
+    atoms = molecules()["propane"]
+    runtime = Runtime(potential(), "cpu", "float64", "auto")
+    assert runtime.evaluate(atoms.numbers, atoms.positions).energy is not None
+    assert runtime.backend.startswith("dense")
+    assert runtime.not_native
+    assert not list(fresh_library.rglob("*.so"))
+
+
+def test_the_name_of_the_library_depends_on_all_it_is_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = build.find_compiler()
+    assert compiler is not None
+    key = build._key(compiler, build._flags())
+    assert key != build._key(compiler, [*build._flags(), "-g"])
+    monkeypatch.setattr(build, "_instruction_sets", lambda: "another processor")
+    assert key != build._key(compiler, build._flags())
