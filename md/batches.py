@@ -45,11 +45,18 @@ class BatchPath:
         numbers: atomic numbers ``[N]``, on the model's device.
         batch: structure of each atom ``[N]``, ascending from 0 without gaps.
         periodic: for each structure ``[B]``, whether it repeats in all three directions.
+
+    Raises:
+        UnsupportedInputError: the structures are mixed, or one has no atoms.
     """
 
     name = "batch"
 
     def __init__(self, model: nn.Module, numbers: Tensor, batch: Tensor, periodic: Tensor) -> None:
+        if not torch.equal(torch.unique_consecutive(batch), torch.arange(len(periodic)).to(batch)):
+            raise UnsupportedInputError(
+                "the atoms of a structure must stand together, the structures in order and none empty"
+            )
         # copies, so that a change that an engine makes in place is noticed
         self.numbers, self.batch, self.periodic = numbers.clone(), batch.clone(), periodic.clone()
         self.model = model
@@ -144,10 +151,8 @@ class OneOfBatch:
         cell: of all structures ``[B, 3, 3]`` Å.
     """
 
-    name = BatchPath.name
-
     def __init__(self, path: BatchPath, pos: Tensor, cell: Tensor) -> None:
-        self.path, self.pos, self.cell = path, pos, cell
+        self.path, self.pos, self.cell, self.name = path, pos, cell, path.name
         self.atoms = path.slices[-1]
         self.numbers: NDArray[np.int64] = path.numbers[self.atoms].cpu().numpy()
         self.positions: Array = pos[self.atoms].cpu().numpy()
