@@ -12,6 +12,7 @@ from torch import Tensor
 from ffpretrain.errors import NonFiniteError, UnsupportedInputError
 from ffpretrain.md.agreement import check_agreement
 from ffpretrain.md.compiled import COMPILE_MIN_STEPS, compile_dense
+from ffpretrain.md.native import NativeMany, StructurePairs
 from ffpretrain.md.paths import Array, DenseFunction, Evaluation, dense_fits, dense_function
 from ffpretrain.md.runtime import Runtime
 
@@ -99,6 +100,9 @@ class Replicas:
         """Return the function of fixed shape; None where the structure needs lists of pairs."""
         runtime, n = self.runtime, len(self.numbers)
         model = runtime.model
+        if (many := runtime.native_many()) is not None:
+            self.name = "replicas native"
+            return self._native_function(many)
         wanted = runtime.compile is True or (
             runtime.compile == "auto" and steps * self.count >= COMPILE_MIN_STEPS
         )
@@ -113,6 +117,18 @@ class Replicas:
             self.name = "replicas dense"
             return dense_function(model, self._z, self.count)  # type: ignore[arg-type]
         return None
+
+    def _native_function(self, many: NativeMany) -> DenseFunction:
+        structures = [StructurePairs(self.numbers, self.pbc, many.cutoff) for _ in range(self.count)]
+        cells = [self._box] * self.count
+
+        def function(pos: Tensor) -> tuple[Tensor, Tensor]:
+            found = many(structures, list(pos.view(self.count, -1, 3).numpy()), cells)
+            energies = np.concatenate([one.energies for one in found if one.energies is not None])
+            forces = np.concatenate([one.forces for one in found if one.forces is not None])
+            return torch.from_numpy(energies), torch.from_numpy(forces)
+
+        return function
 
     def _batch(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         count, n = self.count, len(self.numbers)

@@ -6,9 +6,9 @@ import copy
 import hashlib
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ from ffpretrain.graphs import Graph, batch_graphs, build_graph
 from ffpretrain.md.agreement import Agreement, check_agreement
 from ffpretrain.md.batches import BatchEvaluation, BatchPath, OneOfBatch
 from ffpretrain.md.compiled import COMPILE_MIN_STEPS, CompileWarning, compile_dense
-from ffpretrain.md.native import NativePath, NativeUnavailable
+from ffpretrain.md.native import NativeMany, NativePath, NativeUnavailable, StructurePairs
+from ffpretrain.md.native.batch import NativeBatch
 from ffpretrain.md.paths import (
     DENSE_ATOMS,
     Array,
@@ -34,6 +35,7 @@ from ffpretrain.md.paths import (
 )
 
 CompileOption = Literal["auto"] | bool
+_Native = TypeVar("_Native", NativePath, NativeMany)
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 #: structures (elements and periodic directions) whose paths are kept ready
 _KEPT = 8
@@ -93,12 +95,13 @@ class Runtime:
         self._plans: OrderedDict[tuple[Any, ...], _Plan] = OrderedDict()
         self._batch: BatchPath | None = None
         self._path_name = ""
+        self._many: NativeMany | None = None
         #: why the native path was not taken; empty where it was, or was not asked for
         self.not_native = ""
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the paths out: compiled code cannot be copied, and all of them are made again when needed."""
-        return {**self.__dict__, "_plans": OrderedDict(), "_batch": None}
+        return {**self.__dict__, "_plans": OrderedDict(), "_batch": None, "_many": None}
 
     @property
     def cutoff(self) -> float:
@@ -183,7 +186,12 @@ class Runtime:
             check = getattr(self.model, "check_elements", None)
             if check is not None:
                 check(numbers)
-            self._batch = BatchPath(self.model, numbers, batch, periodic)
+            many = self.native_many()
+            self._batch = (
+                BatchPath(self.model, numbers, batch, periodic)
+                if many is None
+                else NativeBatch(many, self.model, numbers, batch, periodic)
+            )
         path = self._batch
         if path.name not in self.agreement:
             one = OneOfBatch(path, positions, cell)
@@ -205,6 +213,8 @@ class Runtime:
             UnsupportedInputError: as :meth:`evaluate`.
             NonFiniteError: as :meth:`evaluate`; it names the structure by its place.
         """
+        if (many := self.native_many()) is not None:
+            return self._evaluate_native(many, list(structures))
         results: list[Evaluation] = []
         waiting: list[tuple[Graph, bool, float]] = []
         pairs = 0
@@ -216,6 +226,25 @@ class Runtime:
                 waiting, pairs = [], 0
         if waiting:
             results += self._evaluate_graphs(waiting, len(results))
+        return results
+
+    def _evaluate_native(self, many: NativeMany, structures: list[Structure]) -> list[Evaluation]:
+        pairs: list[StructurePairs] = []
+        cells: list[Array | None] = []
+        for structure in structures:
+            pbc = (bool(structure.pbc[0]), bool(structure.pbc[1]), bool(structure.pbc[2]))
+            numbers: NDArray[np.int64] = np.asarray(structure.numbers, dtype=np.int64)
+            plan = self._plan(numbers, np.asarray(structure.positions, dtype=np.float64), pbc)
+            cell = np.array(structure.cell, dtype=np.float64) if any(pbc) else None
+            if not plan.checked:
+                self.evaluate(numbers, structure.positions, cell, pbc)
+            pairs.append(StructurePairs(numbers, pbc, self.cutoff))
+            cells.append(cell)
+        results = many(pairs, [np.asarray(s.positions, dtype=np.float64) for s in structures], cells)
+        for place, result in enumerate(results):
+            if result.shortest == 0:
+                raise UnsupportedInputError(f"structure {place}: two atoms are at the same place")
+            refuse_non_finite(result, f"structure {place}: ")
         return results
 
     def _graph(self, structure: Structure) -> tuple[Graph, bool, float]:
@@ -282,7 +311,7 @@ class Runtime:
         self, numbers: NDArray[np.int64], positions: Array, pbc: tuple[bool, bool, bool], compiled: bool
     ) -> Path:
         model, n = self.model, len(numbers)
-        if self.compile is not False and (native := self._native_path(numbers, pbc)) is not None:
+        if (native := self._native_path(numbers, pbc)) is not None:
             return native
         if compiled and dense_fits(model, n, pbc, self.device, compiled=True):
             z = torch.as_tensor(numbers, device=self.device)
@@ -301,12 +330,21 @@ class Runtime:
             return DensePath(model, numbers, self.device)  # type: ignore[arg-type]
         return EdgePath(model, numbers, pbc, self.device)
 
+    def native_many(self) -> NativeMany | None:
+        """Return the native evaluation of many structures, or None as :meth:`_native_path`."""
+        if self._many is None and self.compile is not False:
+            self._many = self._native(lambda: NativeMany(self.model))
+        return self._many
+
     def _native_path(self, numbers: NDArray[np.int64], pbc: tuple[bool, bool, bool]) -> NativePath | None:
-        """Return the native path, or None where the model, the device or the machine has none."""
-        if self.device.type != "cpu":
+        """Return the native path, or None where it is not wanted or the machine, model or device has none."""
+        return self._native(lambda: NativePath(self.model, numbers, pbc))
+
+    def _native(self, make: Callable[[], _Native]) -> _Native | None:
+        if self.compile is False or self.device.type != "cpu":
             return None
         try:
-            return NativePath(self.model, numbers, pbc)
+            return make()
         except NativeUnavailable as reason:
             self.not_native = str(reason)
             return None

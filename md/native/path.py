@@ -18,6 +18,33 @@ from ffpretrain.potential import Potential
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64], Array | None]
 
 
+class StructurePairs:
+    """The pairs of one structure, each listed once.
+
+    Args:
+        numbers: atomic numbers ``[N]``.
+        pbc: which directions repeat.
+        cutoff: Å.
+    """
+
+    def __init__(self, numbers: NDArray[np.int64], pbc: tuple[bool, bool, bool], cutoff: float) -> None:
+        self.z = np.ascontiguousarray(numbers, dtype=np.int64)
+        self.pbc = pbc
+        self.list: VerletList | None = None
+        if any(pbc) or len(self.z) > DENSE_ATOMS:
+            self.list, self._builds = VerletList(cutoff), 0
+        self._pairs: Pairs = (*_upper_triangle(0 if self.list else len(self.z)), None)
+
+    def update(self, positions: Array, cell: Array | None) -> Pairs:
+        """Return the pairs at these positions ``[N, 3]`` Å; some may lie beyond the cutoff."""
+        if self.list is not None:
+            box = None if cell is None else torch.tensor(cell)
+            index, shift = self.list.candidates(torch.from_numpy(positions), box, self.pbc)
+            if self.list.builds != self._builds:
+                self._pairs, self._builds = _each_once(index.numpy(), shift.numpy()), self.list.builds
+        return self._pairs
+
+
 class NativePath:
     """Energies, forces and stress of a potential with the backbone ``torchmd-et`` by compiled C++ code.
 
@@ -40,33 +67,15 @@ class NativePath:
         self, potential: nn.Module, numbers: NDArray[np.int64], pbc: tuple[bool, bool, bool]
     ) -> None:
         self.network = NativeNetwork(potential)
-        self.z = np.ascontiguousarray(numbers, dtype=np.int64)
-        self.pbc, n = pbc, len(numbers)
-        self.list: VerletList | None = None
-        self._pairs: Pairs = (*_upper_triangle(n), None)
-        if any(pbc) or n > DENSE_ATOMS:
-            self.list, self._builds = VerletList(self.network.cutoff), 0
+        self.structure = StructurePairs(numbers, pbc, self.network.cutoff)
 
     def __call__(self, positions: Array, cell: Array | None) -> Evaluation:
         """See :class:`~ffpretrain.md.paths.Path`.
 
         Raises:
-            NonFiniteError: an energy or force overflowed.
+            NonFiniteError: memory ran out.
         """
-        positions = np.ascontiguousarray(positions, dtype=np.float64)
-        if self.list is not None:
-            self._update(self.list, positions, cell)
-        energies, forces, virial, shortest = self.network(self.z, positions, self._pairs)
-        stress = None
-        if cell is not None and has_volume(cell, self.pbc):
-            stress = 0.5 * (virial + virial.T) / abs(float(np.linalg.det(cell)))
-        return Evaluation(float(energies.sum()) + self.network.shift, energies, forces, stress, shortest)
-
-    def _update(self, verlet: VerletList, positions: Array, cell: Array | None) -> None:
-        pos = torch.from_numpy(positions)
-        index, shift = verlet.candidates(pos, None if cell is None else torch.tensor(cell), self.pbc)
-        if verlet.builds != self._builds:
-            self._pairs, self._builds = _each_once(index.numpy(), shift.numpy()), verlet.builds
+        return self.network.evaluate(self.structure, positions, cell)
 
 
 class NativeNetwork:
@@ -103,24 +112,24 @@ class NativeNetwork:
         if self._handle:
             self._library.ff_et_destroy(self._bytes, self._handle)
 
-    def __call__(
-        self, z: NDArray[np.int64], positions: Array, pairs: Pairs
-    ) -> tuple[Array, Array, Array, float]:
-        """Evaluate a structure.
-
-        Args:
-            z: atomic numbers ``[N]``.
-            positions: ``[N, 3]`` Å, contiguous.
-            pairs: first and second atom ``[P]`` and the translation ``[P, 3]`` Å of the second, or None; each
-                pair once, those beyond the cutoff are left out here.
-
-        Returns:
-            Atomic energies ``[N]`` eV, forces ``[N, 3]`` eV/Å, the derivative of the energy with respect to
-            strain ``[3, 3]`` eV, and the shortest distance in Å.
+    def evaluate(self, structure: StructurePairs, positions: Array, cell: Array | None) -> Evaluation:
+        """Evaluate positions ``[N, 3]`` Å in a cell ``[3, 3]`` Å; not from two threads at a time.
 
         Raises:
             NonFiniteError: memory ran out.
         """
+        positions = np.ascontiguousarray(positions, dtype=np.float64)
+        pairs = structure.update(positions, cell)
+        energies, forces, virial, shortest = self._call(structure.z, positions, pairs)
+        stress = None
+        if cell is not None and has_volume(cell, structure.pbc):
+            stress = 0.5 * (virial + virial.T) / abs(float(np.linalg.det(cell)))
+        return Evaluation(float(energies.sum()) + self.shift, energies, forces, stress, shortest)
+
+    def _call(
+        self, z: NDArray[np.int64], positions: Array, pairs: Pairs
+    ) -> tuple[Array, Array, Array, float]:
+        """Return atomic energies, forces, the derivative with respect to strain, the shortest distance."""
         first, second, shift = pairs
         n = len(z)
         energies, gradient, virial = np.empty(n), np.empty((n, 3)), np.empty((3, 3))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import cast
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ffpretrain.backbones.torchmd_et import TorchMDET
+from ffpretrain.backbones.torchmd_et import EquivariantAttention, TorchMDET
 from ffpretrain.heads import EnergyHead, GatedBlock
 from ffpretrain.potential import Potential
 
@@ -40,12 +43,11 @@ def unsupported(model: nn.Module, lanes: int) -> str | None:
 
 def flatten(potential: Potential) -> NDArray[np.floating]:
     """Return all weights of a supported potential, one after the other, in its precision."""
-    backbone, head = potential.backbone, potential.head
-    assert isinstance(backbone, TorchMDET)
+    backbone, head = cast(TorchMDET, potential.backbone), potential.head
     found: list[torch.Tensor] = [backbone.basis.means, backbone.basis.betas, backbone.embedding.weight]
     found.append(backbone.neighbor_embedding.embedding.weight)
     found += _linear(backbone.neighbor_embedding.filter) + _linear(backbone.neighbor_embedding.combine)
-    for layer in backbone.layers:
+    for layer in cast(Iterable[EquivariantAttention], backbone.layers):
         found += [layer.norm.weight, layer.norm.bias]
         found += _linear(layer.mix) + _linear(layer.filters) + _linear(layer.out)
         if layer.vec_proj is not None:
@@ -58,7 +60,7 @@ def _linear(layer: nn.Linear) -> list[torch.Tensor]:
     return [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
 
 
-def _gated(block: nn.Module) -> list[torch.Tensor]:
-    assert isinstance(block, GatedBlock)
+def _gated(module: nn.Module) -> list[torch.Tensor]:
+    block = cast(GatedBlock, module)
     projections = [block.norm_proj] if block.vec_proj is None else [block.norm_proj, block.vec_proj]
     return [w for layer in (*projections, block.hidden, block.out) for w in _linear(layer)]

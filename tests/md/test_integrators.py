@@ -38,7 +38,7 @@ def test_energy_is_conserved_to_second_order(potential: Potential, ethanol: Atom
             device="cpu",
         )
         spread[timestep] = result.summary["conserved"]["spread"]
-        assert result.summary["backend"] == "dense float64 cpu"
+        assert result.summary["backend"] == "native float64 cpu"
         assert result.summary["steps"] == round(60 / timestep)
     assert spread[0.4] < 0.5
     # velocity Verlet's error goes with the square of the timestep, a force that is no derivative's does not

@@ -16,8 +16,9 @@ from ase import Atoms
 from ffpretrain import FFCalculator
 from ffpretrain.backbones import create_backbone
 from ffpretrain.graphs import graph_from_atoms
-from ffpretrain.md.native import NativePath, NativeUnavailable, build
+from ffpretrain.md.native import NativeMany, NativePath, NativeUnavailable, StructurePairs, build
 from ffpretrain.md.native.build import load_library
+from ffpretrain.md.replicas import Replicas
 from ffpretrain.md.runtime import Runtime
 from ffpretrain.potential import Potential
 
@@ -113,8 +114,8 @@ def test_follows_atoms_that_move_far_in_a_crystal() -> None:
         found = path(atoms.positions, atoms.cell.array)
         wanted = model(graph_from_atoms(atoms, model.cutoff))
         assert np.allclose(found.forces, wanted["forces"].detach(), atol=1e-8)
-    assert path.list is not None
-    assert path.list.builds > 1
+    assert path.structure.list is not None
+    assert path.structure.list.builds > 1
 
 
 def test_calculator_takes_it_and_compile_false_does_not() -> None:
@@ -185,3 +186,57 @@ def test_the_name_of_the_library_depends_on_all_it_is_made_of(monkeypatch: pytes
     assert key != build._key(compiler, [*build._flags(), "-g"])
     monkeypatch.setattr(build, "_instruction_sets", lambda: "another processor")
     assert key != build._key(compiler, build._flags())
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_many_structures_on_several_threads(threads: int) -> None:
+    model = potential()
+    every = list(molecules().values()) * 3
+    cells = [atoms.cell.array if atoms.pbc.any() else None for atoms in every]
+    structures = [StructurePairs(a.numbers, tuple(map(bool, a.pbc)), model.cutoff) for a in every]
+    found = NativeMany(model, threads)(structures, [a.positions for a in every], cells)
+    for atoms, cell, one in zip(every, cells, found, strict=True):
+        alone = NativePath(model, atoms.numbers, tuple(map(bool, atoms.pbc)))(atoms.positions, cell)
+        assert one.energy == alone.energy
+        assert np.array_equal(one.forces, alone.forces)
+
+
+def test_runtime_batches_are_native_and_equal_to_eager_ones() -> None:
+    every = [molecules()[name] for name in ("propane", "crystal", "water dimer")]
+    fast, slow = (Runtime(potential(), "cpu", "float64", compile) for compile in ("auto", False))
+    for one, other in zip(fast.evaluate_batch(every), slow.evaluate_batch(every), strict=True):
+        assert one.energy == pytest.approx(other.energy, abs=1e-9)
+        assert np.allclose(one.forces, other.forces, atol=1e-9)
+        assert (one.stress is None) == (other.stress is None)
+    assert "native" in fast.agreement
+    assert "native" not in slow.agreement
+
+
+def test_engine_batches_are_native_and_equal_to_eager_ones() -> None:
+    every = [molecules()[name] for name in ("propane", "crystal", "water dimer")]
+    numbers = torch.cat([torch.tensor(a.numbers) for a in every])
+    positions = torch.cat([torch.tensor(a.positions) for a in every])
+    batch = torch.repeat_interleave(torch.arange(3), torch.tensor([len(a) for a in every]))
+    cell = torch.stack([torch.tensor(a.cell.array) for a in every])
+    periodic = torch.tensor([bool(a.pbc.all()) for a in every])
+    found = []
+    for compile in ("auto", False):
+        runtime = Runtime(potential(), "cpu", "float64", compile)
+        found.append(runtime.evaluate_tensors(numbers, positions, batch, cell, periodic))
+        assert ("native" in runtime.backend) == (compile == "auto")
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, atol=1e-9)
+
+
+def test_replicas_are_native_and_equal_to_eager_ones() -> None:
+    atoms = molecules()["propane"]
+    spread = torch.tensor(np.random.default_rng(1).normal(0.0, 0.05, (4, *atoms.positions.shape)))
+    positions = torch.tensor(atoms.positions) + spread
+    found = []
+    for compile in ("auto", False):
+        runtime = Runtime(potential(), "cpu", "float64", compile)
+        replicas = Replicas(runtime, atoms.numbers, atoms.positions, 4)
+        assert ("native" in replicas.backend) == (compile == "auto")
+        found.append(replicas(positions))
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, atol=1e-9)

@@ -1,0 +1,62 @@
+"""The native counterpart of :class:`~ffpretrain.md.batches.BatchPath`."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ffpretrain.errors import UnsupportedInputError
+from ffpretrain.md.batches import BatchEvaluation, BatchPath
+from ffpretrain.md.native.many import NativeMany
+from ffpretrain.md.native.path import StructurePairs
+
+
+class NativeBatch(BatchPath):
+    """A batch of structures evaluated one by one by native code, on as many threads as torch uses.
+
+    Args:
+        many: evaluates them.
+        model: as for the base class; its weights are those of ``many``.
+        numbers: atomic numbers ``[N]``.
+        batch: structure of each atom ``[N]``.
+        periodic: for each structure ``[B]``, whether it repeats.
+
+    Raises:
+        UnsupportedInputError: as the base class.
+    """
+
+    name = "batch native"
+
+    def __init__(
+        self, many: NativeMany, model: nn.Module, numbers: Tensor, batch: Tensor, periodic: Tensor
+    ) -> None:
+        super().__init__(model, numbers, batch, periodic)
+        z = numbers.numpy()
+        self._many = many
+        self._structures = [
+            StructurePairs(z[atoms], (bool(repeats),) * 3, self.cutoff)
+            for atoms, repeats in zip(self.slices, periodic, strict=True)
+        ]
+
+    def __call__(self, pos: Tensor, cell: Tensor) -> BatchEvaluation:
+        """See :class:`~ffpretrain.md.batches.BatchPath`."""
+        xyz, boxes = pos.numpy(), cell.numpy()
+        found = self._many(
+            self._structures,
+            [xyz[atoms] for atoms in self.slices],
+            [box if repeats else None for box, repeats in zip(boxes, self.periodic.tolist(), strict=True)],
+        )
+        shortest = torch.tensor([one.shortest for one in found], dtype=torch.float64)
+        if bool((shortest == 0).any()):
+            raise UnsupportedInputError(
+                f"structure {int(shortest.argmin())}: two atoms are at the same place; move or remove one"
+            )
+        energy = torch.tensor([one.energy for one in found], dtype=torch.float64)
+        forces = torch.from_numpy(np.concatenate([one.forces for one in found if one.forces is not None]))
+        self._refuse_non_finite(energy, forces)
+        stress = None
+        if bool(self.periodic.any()):
+            zero = np.zeros((3, 3))
+            stress = torch.from_numpy(np.stack([zero if one.stress is None else one.stress for one in found]))
+        return BatchEvaluation(energy, forces, stress, shortest)
