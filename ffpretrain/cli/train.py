@@ -82,12 +82,17 @@ def lines(summary: dict[str, Any]) -> list[str]:
     spent = "" if seconds is None else f" in {seconds / 60:.1f} minutes"
     text = [f"{summary['steps']} steps{spent}; weights of step {summary['selected_step']}"]
     errors = summary["validation"]
-    if errors:
+    if "forces_mae" in errors:
         forces, kcal, energy = (errors[k]["value"] for k in ("forces_mae", "forces_kcal_mae", "energy_mae"))
         text.append(
             f"validation: force MAE {kcal:.3f} kcal/mol/Å ({1000 * forces:.1f} meV/Å), energy MAE "
             f"{1000 * energy:.1f} meV on {summary['validation_frames']} frames"
         )
+    if "loss" in errors:
+        from ffpretrain.objectives.floors import describe
+
+        said = describe({name: quantity["value"] for name, quantity in errors.items()})
+        text.append(f"validation: {said} on {summary['validation_frames']} frames")
     if summary["kind"] == "field":
         text.append("a force field without an energy, learned without labels: FFCalculator gives its forces")
     if summary["kind"] in ("field", "pretrained"):

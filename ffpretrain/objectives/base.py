@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ffpretrain.backbones.base import Backbone
 from ffpretrain.errors import ConfigError, DataError
 from ffpretrain.graphs import Graph, Sample
 from ffpretrain.neighbors import neighbor_list
@@ -34,6 +35,9 @@ class Objective(nn.Module, ABC):
     def forward(self, sample: Sample | Graph, generator: torch.Generator) -> dict[str, Tensor]:
         """Return ``{"loss": scalar, ...}`` with the objective's own terms by name.
 
+        ``zero``, ``floor`` and ``chance``, alone or as in ``inp_chance`` after another term, are no parts of
+        the loss but what to read it against; see :data:`~ffpretrain.objectives.floors.REFERENCES`.
+
         Args:
             sample: a batch; a bare graph is enough where no labels are needed.
             generator: source of every random draw of the step.
@@ -41,6 +45,10 @@ class Objective(nn.Module, ABC):
         Raises:
             DataError: labels the objective needs are missing.
         """
+
+    def unit_of(self, term: str) -> str:
+        """Return the unit of a term of :meth:`forward`; most are pure numbers, ``"1"``."""
+        return "1"
 
     def accelerate(self) -> None:
         """Use compiled functions for training batches, where the objective has them.
@@ -109,6 +117,22 @@ def rebuilt_edges(graph: Graph, pos: Tensor, cutoff: float) -> tuple[Tensor, Ten
         shifts.append(shift)
         start += n
     return torch.cat(edges, dim=1), torch.cat(shifts)
+
+
+def with_layers(backbone: Backbone, layers: int, objective: str) -> Backbone:
+    """Return a backbone of the same kind and options, but with so many layers and fresh weights.
+
+    Args:
+        backbone: of which it is one.
+        layers: number of layers.
+        objective: that needs it, for the message.
+
+    Raises:
+        ConfigError: the backbone has no such option.
+    """
+    if "layers" not in backbone.config:
+        raise ConfigError(f"{objective}: backbone {backbone.name!r} has no option 'layers' to set")
+    return type(backbone)(**{**backbone.config, "layers": layers})
 
 
 def mean_over(values: Tensor, sample: Sample | Graph, count: str) -> Tensor:

@@ -6,7 +6,8 @@ for structures at thermal equilibrium the network learns the force field up to `
 
 For displacements ``u`` from a harmonic minimum with thermal covariance ``C = kT H^-1`` the optimum is
 ``sigma (C + sigma^2 I)^-1 u~``, which tends to ``-(sigma / kT) F`` as sigma goes to 0. An equivariant network
-cannot see the part of the noise that moves or turns the molecule as a whole: see :func:`rigid_body_floor`.
+cannot see the part of the noise that moves or turns the molecule as a whole: see
+:func:`~ffpretrain.objectives.floors.rigid_body_floor`.
 
 What the paper leaves open, and what is chosen here: the target is ``eps``, the noise over the fixed sigma,
 where the published code keeps running statistics that start at zero and mix with whatever noise fine-tuning
@@ -24,68 +25,24 @@ import torch
 from torch import Tensor, nn
 
 from ffpretrain.errors import ConfigError
-from ffpretrain.graphs import Graph, Sample, atoms_per_graph
+from ffpretrain.graphs import Graph, Sample
 from ffpretrain.heads import VectorHead
 from ffpretrain.noise import gaussian_noise
 from ffpretrain.objectives.base import Objective, displaced, graph_of, index_of, mean_over
 from ffpretrain.objectives.fields import DenoisingField, force_scale
+from ffpretrain.objectives.floors import batch_floor
 from ffpretrain.potential import Potential
 
-__all__ = ["Coord", "rigid_body_floor"]
+__all__ = ["Coord"]
 
 HEADS = ("vector", "energy-gradient")
-#: Å, root mean square distance from its axis below which a molecule counts as linear
-_LINEAR = 0.01
-
-
-def rigid_body_floor(n_atoms: int, linear: bool = False) -> float:
-    """Return the smallest loss any E(3)-equivariant denoiser reaches on a molecule in vacuum.
-
-    Displacements along rigid motions cannot be told from the noisy structure, so their share of the noise
-    stays as error: ``6 / (3 N)`` per component in units of the noise variance, ``5 / (3 N)`` for a linear
-    molecule, ``3 / 3`` for an atom. Holds for small noise that is neither centred nor aligned, whatever its
-    size on each atom. A loss below it over many structures is a leak or an error.
-
-    Args:
-        n_atoms: number of atoms N.
-        linear: all atoms on a line; two atoms always are.
-
-    Raises:
-        ConfigError: no atoms.
-    """
-    if n_atoms < 1:
-        raise ConfigError(f"rigid_body_floor: n_atoms={n_atoms}; give at least 1")
-    modes = 3 if n_atoms == 1 else 5 if linear or n_atoms == 2 else 6
-    return modes / (3 * n_atoms)
-
-
-def batch_floor(graph: Graph) -> Tensor:
-    """Return the rigid modes of a batch over its number of components: the floor of its mean loss.
-
-    A lattice vector keeps the structure from turning, but for turns about the vector itself where it is the
-    only one.
-    """
-    count = atoms_per_graph(graph)
-    pos = graph.pos.to(torch.float64)
-    mean = pos.new_zeros(graph.n_graphs, 3).index_add(0, graph.batch, pos) / count.unsqueeze(1)
-    off = pos - mean[graph.batch]
-    outer = off.unsqueeze(2) * off.unsqueeze(1)
-    gyration = pos.new_zeros(graph.n_graphs, 3, 3).index_add(0, graph.batch, outer) / count.view(-1, 1, 1)
-    spread = torch.linalg.eigvalsh(gyration)
-    # distance from the axis takes the two smaller moments, from the centre all three
-    turns = torch.full_like(count, 3)
-    turns[spread[:, :2].sum(1) < _LINEAR**2] = 2
-    turns[spread.sum(1) < _LINEAR**2] = 0
-    vectors = (graph.cell != 0).any(2).sum(1)
-    turns = torch.where(vectors == 0, turns, (vectors == 1).to(turns))
-    return (3 + turns).sum() / (3 * count.sum())
 
 
 class Coord(Objective):
     """Coordinate denoising; registry name ``coord``. Needs no labels.
 
-    Reports ``floor`` beside the loss: what is left of the loss for a perfect equivariant denoiser on the same
-    batch. A prediction of zero has a loss of 1.
+    Reports beside the loss what to read it against: ``zero``, the expected loss of a prediction of zero, 1,
+    and ``floor``, what is left for a perfect equivariant denoiser on the same batch.
 
     Args:
         potential: its backbone is trained in place; its energy head too where ``head`` says so.
@@ -107,13 +64,13 @@ class Coord(Objective):
     ) -> None:
         super().__init__(potential)
         if not 0 < sigma < float("inf"):
-            raise ConfigError(f"coord: sigma={sigma} must be above zero; give it in Å")
+            raise ConfigError(f"{self.name}: sigma={sigma} must be above zero; give it in Å")
         if head not in HEADS:
-            raise ConfigError(f"coord: unknown head {head!r}; known: {', '.join(HEADS)}")
+            raise ConfigError(f"{self.name}: unknown head {head!r}; known: {', '.join(HEADS)}")
         backbone = potential.backbone
         if head == "vector" and not backbone.has_vectors:
             raise ConfigError(
-                f"coord: head='vector' needs vector features, which backbone {backbone.name!r} lacks; "
+                f"{self.name}: head='vector' needs vector features, which backbone {backbone.name!r} lacks; "
                 "set head='energy-gradient'"
             )
         self.sigma, self.head, self.rebuild_edges = sigma, head, rebuild_edges
@@ -131,19 +88,34 @@ class Coord(Objective):
             self._predict = lambda graph: self._noise_of(forces(graph)["forces"])
 
     def forward(self, sample: Sample | Graph, generator: torch.Generator) -> dict[str, Tensor]:
-        """See :class:`~ffpretrain.objectives.base.Objective`; adds the term ``floor``."""
+        """See :class:`~ffpretrain.objectives.base.Objective`; adds ``zero`` and ``floor``."""
         graph = graph_of(sample)
         noise = gaussian_noise(
             graph.batch, graph.n_graphs, self.sigma, generator, index_of(sample), graph.pos.dtype
         )
-        shift = noise.displacement
-        if self.rebuild_edges:
-            noisy = displaced(graph, shift, self.network.cutoff)
-        else:
-            noisy = graph._replace(pos=graph.pos + shift)
+        return self.denoising_terms(sample, graph, noise.displacement)
+
+    def denoising_terms(self, sample: Sample | Graph, start: Graph, shift: Tensor) -> dict[str, Tensor]:
+        """Return the loss of undoing a displacement, and what to read it against.
+
+        Args:
+            sample: the batch.
+            start: its structures before the displacement.
+            shift: noise of standard deviation sigma, Å ``[N, 3]``.
+        """
         target = (shift / self.sigma).to(self.network.dtype)
-        error = (self.predict(noisy) - target).square().mean(-1)
-        return {"loss": mean_over(error, sample, "n_atoms"), "floor": batch_floor(graph).to(error)}
+        error = (self.predict(self.moved(start, shift)) - target).square().mean(-1)
+        return {
+            "loss": mean_over(error, sample, "n_atoms"),
+            "zero": error.new_ones(()),
+            "floor": batch_floor(start).to(error),
+        }
+
+    def moved(self, graph: Graph, displacement: Tensor) -> Graph:
+        """Return the graph with atoms displaced ``[N, 3]`` Å, its edges as the objective is set."""
+        if self.rebuild_edges:
+            return displaced(graph, displacement, self.network.cutoff)
+        return graph._replace(pos=graph.pos + displacement)
 
     def predict(self, graph: Graph) -> Tensor:
         """Return the predicted noise of noisy structures in units of sigma ``[N, 3]``."""

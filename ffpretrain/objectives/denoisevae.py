@@ -33,8 +33,16 @@ from ffpretrain.errors import ConfigError
 from ffpretrain.graphs import Graph, Sample, atoms_per_graph
 from ffpretrain.heads import VectorHead
 from ffpretrain.noise import gaussian_noise
-from ffpretrain.objectives.base import Objective, graph_of, index_of, mean_over, rebuilt_edges
+from ffpretrain.objectives.base import (
+    Objective,
+    graph_of,
+    index_of,
+    mean_over,
+    rebuilt_edges,
+    with_layers,
+)
 from ffpretrain.objectives.fields import DenoisingField, force_scale
+from ffpretrain.objectives.floors import batch_floor, rigid_modes
 from ffpretrain.potential import Potential
 
 __all__ = ["DenoiseVAE", "NoiseGenerator", "kl_divergence"]
@@ -80,7 +88,10 @@ class NoiseGenerator(nn.Module):
 class DenoiseVAE(Objective):
     """DenoiseVAE pretraining; registry name ``denoisevae``. Needs no labels.
 
-    Reports ``sigma``, the mean standard deviation in Å, beside the loss and its terms.
+    Reports ``sigma``, the mean standard deviation in Å, beside the loss and its terms, and what to read them
+    against: ``zero``, what a denoiser that gives zero costs whatever the noise, with the noise at the prior;
+    ``floor``, the rigid motions of each structure, which no equivariant denoiser sees; ``kl_floor``, the
+    divergence at the prior, 0.
 
     Args:
         potential: its backbone becomes the denoiser and must have vector features.
@@ -121,14 +132,12 @@ class DenoiseVAE(Objective):
         self.prior_sigma, self.kl_weight, self.kl_dims = prior_sigma, kl_weight, kl_dims
         self.reduction, self.rebuild_edges = reduction, rebuild_edges
         backbone = potential.backbone
-        if "layers" not in backbone.config:
-            raise ConfigError(f"denoisevae: backbone {backbone.name!r} has no option 'layers' to set")
-        encoder = type(backbone)(**{**backbone.config, "layers": generator_layers})
+        encoder = with_layers(backbone, generator_layers, "denoisevae")
         self.noise_generator = NoiseGenerator(encoder, prior_sigma)
         self.noise_head = VectorHead(backbone.n_features, backbone.has_vectors)
 
     def forward(self, sample: Sample | Graph, generator: torch.Generator) -> dict[str, Tensor]:
-        """See :class:`~ffpretrain.objectives.base.Objective`; adds ``denoise``, ``kl`` and ``sigma``."""
+        """See :class:`~ffpretrain.objectives.base.Objective`; adds its two terms, ``sigma``, references."""
         graph = graph_of(sample)
         self.network.check_elements(graph.z)
         unit = gaussian_noise(
@@ -145,7 +154,20 @@ class DenoiseVAE(Objective):
         else:
             terms = {"denoise": mean_over(error, sample, "n_atoms"), "kl": mean_over(kl, sample, "n_atoms")}
         loss = terms["denoise"] + self.kl_weight * terms["kl"]
-        return {"loss": loss, **terms, "sigma": mean_over(sigma.detach(), sample, "n_atoms")}
+        terms["sigma"] = mean_over(sigma.detach(), sample, "n_atoms")
+        return {"loss": loss, **terms, **self.references(graph, loss)}
+
+    def unit_of(self, term: str) -> str:
+        """See :class:`~ffpretrain.objectives.base.Objective`."""
+        return "angstrom" if term == "sigma" else "1"
+
+    def references(self, graph: Graph, like: Tensor) -> dict[str, Tensor]:
+        """Return ``zero``, ``floor`` and ``kl_floor`` of a batch: 3 per atom and 1 per rigid motion."""
+        if self.reduction == "paper":
+            zero, floor = 3 * len(graph.z) / graph.n_graphs, rigid_modes(graph).to(like).mean()
+        else:
+            zero, floor = 3.0, 3 * batch_floor(graph).to(like)
+        return {"zero": like.new_full((), zero), "floor": floor, "kl_floor": like.new_zeros(())}
 
     def denoising_error(self, graph: Graph, sigma: Tensor, unit: Tensor) -> Tensor:
         """Return ``|sigma_i D_i + eps_i|^2`` of each atom ``[N]``, differentiable by ``sigma``.

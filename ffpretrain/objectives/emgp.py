@@ -23,6 +23,7 @@ backbone's scalars, its edges are those of the backbone's cutoff and not all pai
 from __future__ import annotations
 
 import copy
+import math
 from typing import ClassVar
 
 import torch
@@ -117,6 +118,10 @@ class PooledPotential(Learned):
 class EMGP(Objective):
     """3D-EMGP pretraining; registry name ``3d-emgp``. Needs no labels.
 
+    Reports beside the loss what to read it against: ``efp_zero``, the cost of forces of zero on the very
+    batch, which tends to ``N + 1 + (tr M)^2 / tr M^2`` at small levels; ``inp_chance``, the logarithm of the
+    number of levels, which guessing costs; and ``zero``, the loss of both.
+
     Args:
         potential: its backbone is trained in place.
         sigma_max: largest level, Å.
@@ -156,22 +161,32 @@ class EMGP(Objective):
         self.level_head = _perceptron(2 * n_features, n_features, levels)
 
     def forward(self, sample: Sample | Graph, generator: torch.Generator) -> dict[str, Tensor]:
-        """See :class:`~ffpretrain.objectives.base.Objective`; adds ``efp`` and ``inp``."""
+        """See :class:`~ffpretrain.objectives.base.Objective`; adds ``efp``, ``inp``, references."""
         graph = graph_of(sample)
         noisy, level = self.draw(sample, generator)
         with torch.enable_grad():
             pooled_noisy, _, force = self.energy_head(self.network, noisy)
         sigma = self.sigmas[level].to(graph.pos)
         target = riemann_gaussian_target(noisy.pos, graph.pos, sigma, graph.batch).to(force)
-        error = (force - target).square().sum(-1)
-        per_graph = error.new_zeros(graph.n_graphs).index_add(0, graph.batch, error)
         pooled = self.energy_head.pool(self.network.features(graph), graph)
         entropy = nn.functional.cross_entropy(self.logits(pooled, pooled_noisy), level, reduction="none")
         terms = {
-            "efp": mean_over(per_graph, sample, "n_graphs"),
+            "efp": mean_over(self._squares(force - target, graph), sample, "n_graphs"),
             "inp": mean_over(entropy, sample, "n_graphs"),
+            "efp_zero": mean_over(self._squares(target, graph), sample, "n_graphs"),
+            "inp_chance": entropy.new_full((), math.log(len(self.sigmas))),
         }
-        return {"loss": self.efp_weight * terms["efp"] + self.inp_weight * terms["inp"], **terms}
+        return {
+            "loss": self.efp_weight * terms["efp"] + self.inp_weight * terms["inp"],
+            "zero": self.efp_weight * terms["efp_zero"] + self.inp_weight * terms["inp_chance"],
+            **terms,
+        }
+
+    @staticmethod
+    def _squares(vectors: Tensor, graph: Graph) -> Tensor:
+        """Return the sum of squares over the atoms of each structure ``[B]``."""
+        squares = vectors.square().sum(-1)
+        return squares.new_zeros(graph.n_graphs).index_add(0, graph.batch, squares)
 
     def draw(self, sample: Sample | Graph, generator: torch.Generator) -> tuple[Graph, Tensor]:
         """Return the noisy graph and the level of each structure, int64 ``[B]``."""

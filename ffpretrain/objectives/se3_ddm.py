@@ -11,9 +11,12 @@ head.
 
 What the paper leaves open or its code does otherwise, and what is chosen here: one level for each structure
 and direction, drawn from all (the paper sums over them); beta is 2, which weighs all levels alike (the grid
-is 0.05 to 10, the choice not reported); both views keep all atoms (the grid of mask ratios is 0 and 0.3);
-the view's edges are its own (``rebuild_edges=False`` keeps the clean ones, as the code). Disturbed
-distances may be negative, and the head is not told the level. All pairs count, whatever their distance.
+is 0.05 to 10, the choice not reported); ``mask_ratio`` is 0 (the grid is 0 and 0.3): above it, both views
+keep the same connected part of the atoms, found by breadth-first search over bonds from a random atom; the
+view's edges are its own (``rebuild_edges=False`` keeps the clean ones, as the code). Disturbed distances may
+be negative, and the head is not told the level. All pairs count, whatever their distance.
+
+Not knowing the level costs: :func:`unknown_level_floor` is what a head pays that knows every distance.
 """
 
 from __future__ import annotations
@@ -29,9 +32,18 @@ from ffpretrain.graphs import Graph, Sample
 from ffpretrain.noise import FrameGenerators, noise_levels
 from ffpretrain.objectives.base import Objective, displaced, graph_of, index_of, mean_over
 from ffpretrain.objectives.fields import Learned, force_scale
+from ffpretrain.objectives.subgraphs import connected_part, part_of
 from ffpretrain.potential import Potential
 
-__all__ = ["SE3DDM", "DistanceField", "DistanceScore", "all_pairs", "distances", "pair_forces"]
+__all__ = [
+    "SE3DDM",
+    "DistanceField",
+    "DistanceScore",
+    "all_pairs",
+    "distances",
+    "pair_forces",
+    "unknown_level_floor",
+]
 
 
 def all_pairs(graph: Graph) -> Tensor:
@@ -69,6 +81,29 @@ def pair_forces(score: Tensor, pos: Tensor, pairs: Tensor) -> Tensor:
     vector = pos[pairs[0]] - pos[pairs[1]]
     pull = score.to(pos).unsqueeze(1) * vector / vector.norm(dim=1, keepdim=True)
     return torch.zeros_like(pos).index_add(0, pairs[0], pull).index_add(0, pairs[1], -pull)
+
+
+def unknown_level_floor(sigmas: Tensor, beta: float) -> float:
+    """Return the least loss of a pair for a head that knows its distance but not the level of the noise.
+
+    With ``u = d~ - d = sigma xi`` known, weights ``w = sigma^(beta - 2)`` and all levels equally likely, the
+    best score is ``-E[w xi | u] / E[w | u]``, at a loss of ``(E[w] - E[E[w xi | u]^2 / E[w | u]]) / 2``. With
+    a single level it is 0.
+
+    Args:
+        sigmas: levels, Å ``[L]``.
+        beta: exponent of the weights.
+    """
+    level = sigmas.to("cpu", torch.float64)
+    low, high = float(level.min().log10()), float(level.max().log10())
+    # one side of u; the density is even, and smooth over the logarithm
+    u = torch.logspace(low - 6, high + 1.5, 20_001, dtype=torch.float64).unsqueeze(1)
+    density = (-0.5 * (u / level).square()).exp() / (level * (2 * torch.pi) ** 0.5 * len(level))
+    weighted = density * level.pow(beta - 2)
+    first, total = (weighted * u / level).sum(1), weighted.sum(1)
+    explained = torch.where(total > 0, first.square() / total, 0.0) * u.squeeze(1)
+    known = 2 * float(torch.trapezoid(explained, u.squeeze(1).log()))
+    return max(0.0, 0.5 * (float(level.pow(beta - 2).mean()) - known))
 
 
 class DistanceScore(nn.Module):
@@ -138,6 +173,9 @@ class DistanceField(Learned):
 class SE3DDM(Objective):
     """SE(3)-DDM pretraining; registry name ``se3-ddm``. Needs no labels.
 
+    Reports beside the loss what to read it against: ``zero``, the expected loss of scores of zero, and
+    ``floor``, that of a head that knows all distances but not the level.
+
     Args:
         potential: its backbone is trained in place.
         view_sigma: standard deviation of the second view's displacements, Å.
@@ -145,6 +183,7 @@ class SE3DDM(Objective):
         sigma_min: smallest level, Å.
         levels: number of levels, log-uniform.
         beta: exponent of the weight of a level (annealing factor).
+        mask_ratio: fraction of each structure's atoms that both views leave out.
         rebuild_edges: find neighbours anew for the second view; False keeps the clean ones.
 
     Raises:
@@ -163,6 +202,7 @@ class SE3DDM(Objective):
         sigma_min: float = 0.01,
         levels: int = 50,
         beta: float = 2.0,
+        mask_ratio: float = 0.0,
         rebuild_edges: bool = True,
     ) -> None:
         super().__init__(potential)
@@ -170,18 +210,29 @@ class SE3DDM(Objective):
             raise ConfigError(f"se3-ddm: view_sigma={view_sigma} must be above zero; give it in Å")
         if not abs(beta) < float("inf"):
             raise ConfigError(f"se3-ddm: beta={beta} must be finite")
+        if not 0 <= mask_ratio < 1:
+            raise ConfigError(f"se3-ddm: mask_ratio={mask_ratio} must be at least 0 and below 1")
         self.view_sigma, self.beta, self.rebuild_edges = view_sigma, beta, rebuild_edges
+        self.mask_ratio = mask_ratio
         self.register_buffer("sigmas", noise_levels(sigma_max, sigma_min, levels), persistent=False)
         #: scores the clean view's distances from the displaced view, and the other way round
         self.score_clean = DistanceScore(potential.backbone.n_features)
         self.score_noisy = DistanceScore(potential.backbone.n_features)
+        #: loss of a pair whose score is zero, and the least loss of a pair, both over all levels
+        self.pair_zero = 0.5 * float(self.sigmas.pow(beta - 2).mean())
+        self.pair_floor = unknown_level_floor(self.sigmas, beta)
 
     def forward(self, sample: Sample | Graph, generator: torch.Generator) -> dict[str, Tensor]:
-        """See :class:`~ffpretrain.objectives.base.Objective`; adds the directions ``clean``, ``noisy``."""
+        """See :class:`~ffpretrain.objectives.base.Objective`; adds the directions ``clean`` and ``noisy``,
+        and references.
+        """
         graph = graph_of(sample)
+        streams = FrameGenerators(generator, index_of(sample), graph.n_graphs)
+        if self.mask_ratio:
+            draws = streams.uniform(torch.bincount(graph.batch, minlength=graph.n_graphs).tolist())
+            graph = part_of(graph, connected_part(graph, 1 - self.mask_ratio, draws))
         pairs = all_pairs(graph)
         counts = torch.bincount(graph.batch, minlength=graph.n_graphs).tolist()
-        streams = FrameGenerators(generator, index_of(sample), graph.n_graphs)
         device, dtype = graph.pos.device, graph.pos.dtype
         shift = self.view_sigma * streams.normal(counts, dtype).to(device)
         if self.rebuild_edges:
@@ -196,7 +247,14 @@ class SE3DDM(Objective):
             "noisy": self.direction(self.score_noisy, graph, view, pairs, sigma[:, 1], xi[:, 1]),
         }
         terms = {key: mean_over(value, sample, "n_graphs") for key, value in losses.items()}
-        return {"loss": 0.5 * (terms["clean"] + terms["noisy"]), **terms}
+        loss = 0.5 * (terms["clean"] + terms["noisy"])
+        n_pairs = pairs.shape[1] / graph.n_graphs
+        references = {"zero": self.pair_zero * n_pairs, "floor": self.pair_floor * n_pairs}
+        return {"loss": loss, **terms, **{key: loss.new_full((), v) for key, v in references.items()}}
+
+    def unit_of(self, term: str) -> str:
+        """See :class:`~ffpretrain.objectives.base.Objective`."""
+        return "1" if self.beta == 2 else f"angstrom^{self.beta - 2:g}"
 
     def direction(
         self, head: DistanceScore, known: Graph, wanted: Graph, pairs: Tensor, sigma: Tensor, xi: Tensor

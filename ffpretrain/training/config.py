@@ -63,9 +63,14 @@ class DataConfig(_Strict):
     test: int | float | None = Field(
         default=None, description="number of held-out frames, or a fraction; null takes all the rest", ge=0
     )
-    split_seed: int = Field(default=0, description="seed of the random split", ge=0)
+    max_frames: int | None = Field(
+        default=None,
+        gt=0,
+        description="take no more frames than these, drawn at random; fractions and the rest are of them",
+    )
+    split_seed: int = Field(default=0, description="seed of the random split and choice", ge=0)
     split_file: Path | None = Field(
-        default=None, description="saved split to use instead; the three sizes and the seed then do not count"
+        default=None, description="saved split to use instead; the sizes and the seed then do not count"
     )
 
     temperature: float = Field(

@@ -13,6 +13,7 @@ import torch
 
 from ffpretrain.artifacts import (
     Component,
+    MeasuredErrors,
     ModelCard,
     Parent,
     Quantity,
@@ -24,11 +25,14 @@ from ffpretrain.artifacts import (
 )
 from ffpretrain.artifacts.networks import can_be_saved
 from ffpretrain.errors import DataError
-from ffpretrain.evaluation import measured_errors, predict
+from ffpretrain.evaluation import error_table, predict
 from ffpretrain.objectives import objective_class
+from ffpretrain.objectives.floors import is_reference
 from ffpretrain.potential import Model
 from ffpretrain.training.checkpoints import BEST, LAST, RECORD, read_checkpoint
+from ffpretrain.training.data import SampleDataset
 from ffpretrain.training.survey import MANY_COMPOSITIONS, Survey, survey_frames
+from ffpretrain.training.terms import mean_terms
 from ffpretrain.units import KB
 
 if TYPE_CHECKING:
@@ -121,11 +125,6 @@ def build_card(run: Run, potential: Model, survey: Survey, **learned: Any) -> Mo
     recipe, metadata = run.recipe, run.dataset.metadata
     labelled = run.module.objective.needs_labels
     single = len(survey.compositions) == 1
-    errors = {}
-    if labelled:
-        held = predict(potential.cpu(), run.dataset[run.splits.val])
-        name = f"{metadata.name}, validation frames (the weights were selected on them)"
-        errors["validation"] = measured_errors(held, name)
     unlabelled_zero = ARBITRARY_ZERO if potential.conservative else None
     given = recipe.objective.options
     return make_card(
@@ -146,11 +145,29 @@ def build_card(run: Run, potential: Model, survey: Survey, **learned: Any) -> Mo
         ),
         recipe=public_recipe(run),
         reference_geometry=_reference_geometry(survey) if single else None,
-        errors=errors,
+        errors={"validation": _validation(run, potential)},
         parents=[] if run.parent is None else [Parent(name=run.parent.name, sha256=run.parent.sha256)],
         citation=recipe.citation,
         licence=recipe.licence,
     )
+
+
+def _validation(run: Run, potential: Model) -> MeasuredErrors:
+    """Return what the validation frames say: errors of labels, and terms that are read against a reference.
+
+    The terms are those of a validation with these weights, noise included.
+    """
+    objective, frames = run.module.objective.cpu(), run.dataset[run.splits.val]
+    quantities = {}
+    if objective.needs_labels:
+        quantities = error_table(predict(potential.cpu(), frames))
+    samples = SampleDataset(frames, objective.network.cutoff, ids=run.splits.val)
+    terms = mean_terms(objective, samples, run.recipe.trainer.seed, run.recipe.trainer.val_batch_size)
+    if not objective.needs_labels or any(map(is_reference, terms)):
+        units = {name: objective.unit_of(name) for name in terms}
+        quantities |= {name: Quantity(value=value, unit=units[name]) for name, value in terms.items()}
+    where = f"{run.dataset.metadata.name}, validation frames (the weights were selected on them)"
+    return MeasuredErrors(dataset=where, n_frames=len(frames), quantities=quantities)
 
 
 def _training_data(run: Run) -> TrainingData:

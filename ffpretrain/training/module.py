@@ -16,6 +16,7 @@ from ffpretrain.objectives.base import Objective
 from ffpretrain.training.checkpoints import RECORD
 from ffpretrain.training.config import OptimizerConfig, ScheduleConfig
 from ffpretrain.training.schedules import RateFactor, make_schedule
+from ffpretrain.training.terms import batch_terms, noise_generator
 
 
 class ForceFieldModule(L.LightningModule):
@@ -79,14 +80,10 @@ class ForceFieldModule(L.LightningModule):
         """Take over the training time; a checkpoint of another program has none."""
         self._seconds_before = float(checkpoint.get(RECORD, {}).get("wall_seconds", 0.0))
 
-    def _generator(self, step: int, stream: int) -> torch.Generator:
-        # two streams: training noise and validation noise; both follow from (seed, step) on every process
-        return torch.Generator().manual_seed(((self._seed * 2 + stream) * 1_000_003 + step) % 2**63)
-
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
         """Return the loss of one batch."""
         self._frames = batch.extras["index"]
-        terms = self.objective(self._with_global_counts(batch), self._generator(self.global_step, 0))
+        terms = self.objective(self._with_global_counts(batch), noise_generator(self._seed, self.global_step))
         loss = terms["loss"]
         if not bool(torch.isfinite(loss)):
             raise NonFiniteError(
@@ -147,10 +144,9 @@ class ForceFieldModule(L.LightningModule):
 
     def _label_free_terms(self, batch: Sample) -> dict[str, tuple[float, int]]:
         # one noise for each frame, the same at every validation: streams are seeded by frame
-        with torch.enable_grad():
-            terms = self.objective(batch, self._generator(0, 1))
+        terms = batch_terms(self.objective, batch, noise_generator(self._seed, 0, validation=True))
         n = batch.graph.n_graphs
-        return {key: (float(value.detach()) * n, n) for key, value in terms.items()}
+        return {key: (value * n, n) for key, value in terms.items()}
 
     def _label_errors(self, batch: Sample) -> dict[str, tuple[float, int]]:
         out = self.objective.network(batch.graph, stress=False)

@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from ffpretrain.objectives.floors import describe, is_reference
 from ffpretrain.training.module import ForceFieldModule
 from ffpretrain.units import KCAL_PER_MOL
 
@@ -74,8 +75,9 @@ class Progress(Callback):
         means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
         self._sums, self._counts = {}, {}
         loss = f"loss {means.pop('loss'):.4g}" if "loss" in means else ""
-        terms = " ".join(f"{name} {value:.3g}" for name, value in means.items())
-        text = f"step {step}/{trainer.max_steps}  {loss} ({terms})  {rate:.2f} steps/s  {left} left"
+        terms = " ".join(f"{name} {value:.3g}" for name, value in means.items() if not is_reference(name))
+        beside = f" ({terms})" if terms else ""
+        text = f"step {step}/{trainer.max_steps}  {loss}{beside}  {rate:.2f} steps/s  {left} left"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=f"{text}  {self._validation}")
         else:
@@ -90,7 +92,8 @@ class Progress(Callback):
         if pl_module.monitor == "val/forces_mae":
             self._validation = f"val force MAE {_force(value)}, best {_force(self._best)}"
         else:
-            self._validation = f"val loss {value:.4g}, best {self._best:.4g}"
+            terms = {key.removeprefix("val/"): error for key, error in pl_module.errors.items()}
+            self._validation = f"val {describe(terms)}, best {self._best:.4g}"
         if self._bar is None:
             print(
                 f"step {trainer.global_step}/{trainer.max_steps}  {self._validation}",

@@ -114,15 +114,16 @@ def split_dataset(recipe: Recipe, dataset: Dataset) -> Splits:
     data = recipe.data
     if data.split_file is not None:
         return load_splits(data.split_file, dataset)
-    n = len(dataset)
+    n = min(len(dataset), data.max_frames or len(dataset))
     train, val, test = (_frames_of(size, n) for size in (data.train, data.val, data.test or 0))
     if min(train, val) < 1 or n < train + val + test:
+        taken = f", of which {n} are taken" if n < len(dataset) else ""
         raise DataError(
-            f"{dataset.metadata.name} has {n} frames, too few for train {data.train} + val {data.val} + "
-            f"test {data.test or 0}; change data.train, data.val or data.test, or label more"
+            f"{dataset.metadata.name} has {len(dataset)} frames{taken}, too few for train {data.train} + val "
+            f"{data.val} + test {data.test or 0}; change data.train, data.val or data.test, or label more"
         )
     sizes = [train, val, n - train - val if data.test is None else test]
-    return random_split(n, sizes, data.split_seed, dataset)
+    return random_split(len(dataset), sizes, data.split_seed, dataset)
 
 
 def _frames_of(size: float, n_frames: int) -> int:

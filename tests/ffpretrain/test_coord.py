@@ -19,8 +19,9 @@ from ffpretrain.backbones import Backbone, Features, create_backbone
 from ffpretrain.errors import ConfigError, UnsupportedInputError
 from ffpretrain.graphs import Graph, Sample, atoms_per_graph, batch_graphs, build_graph
 from ffpretrain.objectives import create_objective
-from ffpretrain.objectives.coord import Coord, batch_floor, rigid_body_floor
+from ffpretrain.objectives.coord import Coord
 from ffpretrain.objectives.fields import DenoisingField
+from ffpretrain.objectives.floors import batch_floor, rigid_body_floor
 from ffpretrain.pairs import Pairs
 from ffpretrain.potential import Potential
 from ffpretrain.testing import (

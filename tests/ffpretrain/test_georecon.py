@@ -78,7 +78,7 @@ def test_one_draw_of_noise_makes_all_inputs() -> None:
     clean, noisy = seen_by(make(), graph)
     assert torch.equal(clean.pos, graph.pos)
     assert not torch.equal(noisy.pos, graph.pos)
-    _, same, wide = seen_by(make(rec_factor=1.5), graph)
+    _, same, wide = seen_by(make(noise_scale_factor=1.5), graph)
     assert torch.equal(same.pos, noisy.pos)
     torch.testing.assert_close(wide.pos - graph.pos, 1.5 * (same.pos - graph.pos), rtol=0, atol=1e-14)
 
@@ -98,7 +98,7 @@ class Empty(nn.Module):
 @pytest.mark.parametrize(("factor", "total"), [(1.0, 7.2e-3), (1.5, 1.02e-2)])
 @pytest.mark.parametrize("normalize", [False, True])
 def test_predicting_nothing_costs_what_the_noise_holds(factor: float, total: float, normalize: bool) -> None:
-    objective = make(rec_factor=factor, normalize=normalize, rebuild_edges=False)
+    objective = make(noise_scale_factor=factor, normalize=normalize, rebuild_edges=False)
     objective.network.backbone = Empty()  # type: ignore[assignment]
     objective.noise_head = objective.decoder = Zero()  # type: ignore[assignment]
     objective.reconstruct = lambda *_: torch.zeros(1, 3, dtype=torch.float64)  # type: ignore[method-assign]
@@ -181,7 +181,7 @@ def test_the_clean_term_flattens_the_denoiser(clean_weight: float, wanted: float
 
 
 def test_the_loss_falls_on_a_fixed_batch() -> None:
-    objective, graph = make(layers=2), batch()
+    objective, graph = make(decoder_layers=2), batch()
     optimizer = torch.optim.Adam(objective.parameters(), lr=1e-2)
     losses = []
     for _ in range(30):
@@ -206,8 +206,9 @@ def test_the_field_is_that_of_the_denoising_head() -> None:
     ("options", "message"),
     [
         ({"sigma": 0.0}, "sigma=0.0"),
-        ({"rec_factor": -1.0}, "rec_factor=-1.0"),
-        ({"layers": 0}, "layers=0"),
+        ({"noise_scale_factor": -1.0}, "noise_scale_factor=-1.0"),
+        ({"decoder_layers": 0}, "decoder_layers=0"),
+        ({"decoder": "mlp"}, "unknown decoder 'mlp'; known: gated, message-passing"),
         ({"clean_weight": -1.0}, "not negative"),
         ({"clean_weight": math.nan}, "not negative"),
         ({"denoise_weight": 0, "rec_weight": 0, "clean_weight": 0}, "nor all zero"),
@@ -216,3 +217,67 @@ def test_the_field_is_that_of_the_denoising_head() -> None:
 def test_bad_options_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make(**options)
+
+
+# ---------------------------------------------------------------- the message-passing decoder
+
+
+@pytest.mark.parametrize("kind", ["painn", "torchmd-et"])
+def test_the_message_passing_decoder_is_equivariant_and_sees_neighbours(kind: str) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        backbone = create_backbone(kind, hidden=16, layers=1, cutoff=2.5).double()
+        objective = create_objective(
+            "georecon", backbone=backbone, decoder="message-passing", decoder_layers=2
+        )
+    randomize(objective)
+    graph, rotation = random_molecule([6, 1, 8], 9, 2.5, seeded(1)), random_rotation(seeded(4))
+    features, layers = objective.network.backbone, objective.decoder.layers
+    clean, noisy = features(graph), features(graph)
+    plain = objective.reconstruct(clean, noisy, graph)
+    moved = graph._replace(pos=graph.pos @ rotation.T + 1.0)
+    torch.testing.assert_close(
+        objective.reconstruct(clean, features(moved), moved), plain @ rotation.T, rtol=0, atol=1e-10
+    )
+    # its layers are its own, and carry what one atom's features say to the others
+    assert len(layers.layers) == 2
+    assert not {id(p) for p in layers.parameters()} & {id(p) for p in features.parameters()}
+    scalars = noisy.scalars.clone()
+    scalars[0] += 1.0
+    change = (objective.reconstruct(clean, type(noisy)(scalars, noisy.vectors), graph) - plain).norm(dim=1)
+    near = graph.edge_index[0][graph.edge_index[1] == 0]
+    assert len(near)
+    assert bool((change[near] > 1e-6).all())
+    gated = make(decoder_layers=2)
+    clean = gated.network.backbone(graph)
+    plain = gated.reconstruct(clean, noisy, graph)
+    change = gated.reconstruct(clean, type(noisy)(scalars, noisy.vectors), graph) - plain
+    assert not bool(change[1:].any())
+
+
+def test_the_loss_of_either_decoder_falls_on_a_fixed_batch() -> None:
+    objective, graph = make(decoder_layers=1, decoder="message-passing", clean_weight=1.0), batch()
+    optimizer = torch.optim.Adam(objective.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        terms = objective(graph, seeded())
+        terms["loss"].backward()
+        optimizer.step()
+        losses.append(float(terms["rec"].detach()))
+    assert losses[-1] < 0.6 * losses[0]
+    assert all(bool(p.grad.any()) for p in objective.decoder.join.parameters())
+
+
+def test_references_are_those_of_the_weights() -> None:
+    graph = batch()
+    for options, zero in (
+        ({}, 4.5),
+        ({"noise_scale_factor": 2.0, "rec_weight": 0.25, "denoise_weight": 2.0}, 9.0),
+        ({"normalize": False}, 4.5 * 0.04**2),
+    ):
+        terms = make(**options)(graph, seeded())
+        assert float(terms["zero"]) == pytest.approx(zero)
+        assert float(terms["floor"]) == pytest.approx(zero * 12 / (3 * 14))
+    assert make().unit_of("loss") == "1"
+    assert make(normalize=False).unit_of("loss") == "angstrom^2"

@@ -6,13 +6,16 @@ import math
 
 import pytest
 import torch
+from ase.build import molecule as named_molecule
 from torch import Tensor, nn
 
 from ffpretrain.backbones import create_backbone
 from ffpretrain.errors import ConfigError, UnsupportedInputError
-from ffpretrain.graphs import Graph, Sample, batch_graphs
+from ffpretrain.graphs import Graph, Sample, batch_graphs, build_graph, graph_from_atoms
+from ffpretrain.noise import noise_levels
 from ffpretrain.objectives import create_objective
-from ffpretrain.objectives.se3_ddm import SE3DDM, all_pairs, distances, pair_forces
+from ffpretrain.objectives.se3_ddm import SE3DDM, all_pairs, distances, pair_forces, unknown_level_floor
+from ffpretrain.objectives.subgraphs import bonded_pairs, connected_part, part_of
 from ffpretrain.testing import (
     check_batching,
     check_permutation,
@@ -125,6 +128,34 @@ class _Scalars:
         self.scalars = graph.pos
 
 
+@pytest.mark.parametrize(("levels", "beta"), [((10.0, 0.01, 50), 2.0), ((1.0, 0.05, 10), 5.0)])
+def test_the_floor_of_unknown_levels_is_the_best_regression(
+    levels: tuple[float, float, int], beta: float
+) -> None:
+    sigmas, n = noise_levels(*levels), 400_000
+    sigma = sigmas[torch.randint(len(sigmas), (n,), generator=seeded())]
+    xi = normal(n)
+    weight = sigma.pow(beta - 2)
+    # the mean within narrow bins of u = sigma xi is the best answer to u
+    bins = 2 * ((sigma * xi).abs().log() * 20).round().long() + (xi > 0)
+    bins = bins - bins.min()
+    top, bottom = (torch.zeros(int(bins.max()) + 1, dtype=torch.float64) for _ in range(2))
+    top.index_add_(0, bins, weight * xi)
+    bottom.index_add_(0, bins, weight)
+    least = 0.5 * float((weight * (xi - (top / bottom)[bins]).square()).mean())
+    assert unknown_level_floor(sigmas, beta) == pytest.approx(least, rel=0.02)
+    assert least < 0.4 * 0.5 * float(sigmas.pow(beta - 2).mean())
+
+
+def test_a_known_level_has_no_floor() -> None:
+    assert unknown_level_floor(noise_levels(0.3, 0.3, 1), 2.0) < 1e-9
+    terms = make(sigma_max=0.3, sigma_min=0.3, levels=1, beta=4.0)(molecule(9), seeded())
+    assert float(terms["zero"]) == pytest.approx(18 * 0.3**2)
+    assert float(terms["floor"]) < 1e-8
+    assert make(beta=4.0).unit_of("loss") == "angstrom^2"
+    assert make().unit_of("loss") == "1"
+
+
 def test_levels_are_the_papers() -> None:
     for n, ratio in ((50, 0.868511), (30, 0.788046)):
         levels = make(levels=n).sigmas
@@ -230,6 +261,85 @@ def test_the_loss_falls_on_a_fixed_batch() -> None:
     assert losses[-1] < 0.8 * losses[0]
 
 
+# ---------------------------------------------------------------- leaving atoms out
+
+
+def connected(graph: Graph, chosen: Tensor) -> bool:
+    """Whether every two chosen atoms are joined by bonds between chosen atoms: powers of a matrix."""
+    n = len(graph.z)
+    adjacent = torch.eye(n)
+    source, target = bonded_pairs(graph)
+    adjacent[source, target] = 1
+    adjacent = adjacent[chosen][:, chosen]
+    return bool((torch.linalg.matrix_power(adjacent.double(), n) > 0).all())
+
+
+def test_bonds_of_known_molecules() -> None:
+    for name, bonds in (("CH3CH2OH", 8), ("C6H6", 12), ("trans-butane", 13), ("CO2", 2), ("CH3NO2", 6)):
+        pairs = bonded_pairs(graph_from_atoms(named_molecule(name), CUTOFF))
+        assert pairs.shape == (2, 2 * bonds), name
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.3, 0.7])
+def test_a_part_is_connected_and_of_the_size_asked_for(ratio: float) -> None:
+    graphs = [graph_from_atoms(named_molecule(n), CUTOFF) for n in ("trans-butane", "C5H5N", "CH4", "H2O")]
+    graph, starts = batch_graphs(graphs), set()
+    for seed in range(12):
+        draws = [torch.rand(len(g.z), generator=seeded(seed), dtype=torch.float64) for g in graphs]
+        chosen = connected_part(graph, 1 - ratio, draws)
+        for g, part in zip(graphs, chosen.split([14, 11, 5, 3]), strict=True):
+            assert int(part.sum()) == max(2, round((1 - ratio) * len(g.z)))
+            assert connected(g, part)
+        starts.add(tuple(chosen[:14].tolist()))
+    assert len(starts) > 3
+    again = connected_part(graph, 1 - ratio, draws)
+    assert torch.equal(again, chosen)
+
+
+def test_a_part_goes_on_in_the_nearest_fragment() -> None:
+    water = graph_from_atoms(named_molecule("H2O"), 20.0)
+    pos = torch.cat([water.pos, water.pos + 4.0, water.pos + 9.0])
+    graph = build_graph(water.z.repeat(3), pos, 20.0)
+    draw = torch.arange(9, dtype=torch.float64)
+    assert connected_part(graph, 5 / 9, [draw]).nonzero().flatten().tolist()[:3] == [0, 1, 2]
+    assert int(connected_part(graph, 5 / 9, [draw])[3:6].sum()) == 2
+    assert bool(connected_part(graph, 1.0, [draw]).all())
+    alone = graph_from_atoms(named_molecule("H2O")[:1], CUTOFF)
+    assert connected_part(alone, 0.5, [draw[:1]]).tolist() == [True]
+
+
+def test_the_graph_of_a_part_is_that_of_its_atoms() -> None:
+    graphs = [molecule(7), molecule(9, seed=2)]
+    graph = batch_graphs(graphs)
+    chosen = torch.rand(16, generator=seeded()) < 0.6
+    wanted = batch_graphs(
+        [build_graph(g.z[c], g.pos[c], CUTOFF) for g, c in zip(graphs, chosen.split([7, 9]), strict=True)]
+    )
+    for got, want in zip(part_of(graph, chosen)[:6], wanted[:6], strict=True):
+        assert torch.equal(got, want)
+
+
+def test_both_views_leave_out_the_same_atoms() -> None:
+    graph = batch_graphs([graph_from_atoms(named_molecule(n), CUTOFF) for n in ("trans-butane", "C5H5N")])
+    objective, seen = make(mask_ratio=0.3, view_sigma=1e-6), []
+    objective.network.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    terms = objective(graph, seeded())
+    first, second = seen
+    assert torch.bincount(first.batch).tolist() == [10, 8]
+    assert torch.equal(first.z, second.z)
+    assert float((first.pos - second.pos).abs().max()) < 1e-5
+    assert float(terms["zero"]) == pytest.approx((45 + 28) / 4)
+    # what is left out follows from the structure's index, not from its batch
+    alone = objective(Sample(graph, {}, {"index": torch.tensor([4, 9])}), seeded())["loss"].detach()
+    parts = [
+        objective(
+            Sample(graph_from_atoms(named_molecule(n), CUTOFF), {}, {"index": torch.tensor([i])}), seeded()
+        )
+        for n, i in (("trans-butane", 4), ("C5H5N", 9))
+    ]
+    torch.testing.assert_close(alone, sum(p["loss"].detach() for p in parts) / 2)
+
+
 # ---------------------------------------------------------------- as a potential
 
 
@@ -260,6 +370,8 @@ def test_the_field_has_the_symmetries_of_forces_and_no_energy() -> None:
         ({"view_sigma": 0.0}, "view_sigma=0.0"),
         ({"beta": math.nan}, "beta=nan"),
         ({"levels": 0}, "noise levels"),
+        ({"mask_ratio": 1.0}, "mask_ratio=1.0"),
+        ({"mask_ratio": -0.1}, "mask_ratio=-0.1"),
         ({"sigma_min": 20.0}, "noise levels"),
     ],
 )

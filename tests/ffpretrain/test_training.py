@@ -313,7 +313,12 @@ def test_checkpoints_are_written_in_one_step(tmp_path: Path, monkeypatch: pytest
 def test_pretraining_gives_a_field_that_never_saw_a_label(pretrained: Path) -> None:
     card = read_card(pretrained)
     assert (card.kind, card.head.name) == ("field", "vector")
-    assert (card.level_of_theory, card.errors, card.energy_zero) == (None, {}, None)
+    assert (card.level_of_theory, card.energy_zero) == (None, None)
+    said = card.errors["validation"]
+    assert (set(said.quantities), said.n_frames) == ({"loss", "zero", "floor"}, 4)
+    best = read_checkpoint(pretrained.parent / "checkpoints" / "best.ckpt")["callbacks"]
+    score = next(float(state["best_model_score"]) for state in best.values() if "best_model_score" in state)
+    assert said.quantities["loss"].value == pytest.approx(score, rel=1e-5)
     assert (card.elements, card.compositions) == ([1, 6, 8], ["C2H6O"])
     # kT / sigma, since the head predicts noise in units of sigma
     assert card.temperature == 500.0
