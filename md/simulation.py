@@ -97,7 +97,7 @@ def simulate(
         lost_distance: Å; see :class:`~ffpretrain.md.stability.StabilityCheck`. None lets molecules break.
         device: see :class:`~ffpretrain.FFCalculator`.
         dtype: likewise.
-        compile: likewise; ``auto`` compiles for runs of at least 20,000 steps.
+        compile: likewise; where there is no native code, ``auto`` compiles for runs of at least 20,000 steps.
         on_unfamiliar: likewise.
         progress: show a bar on stderr.
 

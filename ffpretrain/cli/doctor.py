@@ -259,7 +259,7 @@ def _evaluate_once(name: str) -> str | None:
     geometry = potential.card.reference_geometry if potential.card is not None else None
     if geometry is None:
         return None
-    atoms, runtime = geometry.to_atoms(), Runtime(potential)
+    atoms, runtime = geometry.to_atoms(), Runtime(potential, compile="auto")
     runtime.evaluate(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
     return runtime.backend
 
