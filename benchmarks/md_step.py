@@ -1,4 +1,4 @@
-"""Milliseconds per MD step of the named models: Verlet through ASE, eager and compiled, 1 and 2 threads.
+"""Milliseconds per MD step of the named models: Verlet through ASE, as it comes and eager, 1 and 2 threads.
 
 The variants take turns in blocks of 50 steps in one process, so that a change of the machine's speed hits all
 of them; the median over the blocks is reported.
@@ -18,6 +18,7 @@ from common import machine, parser, write
 
 from ffpretrain import FFCalculator
 from ffpretrain.artifacts import read_card
+from ffpretrain.md.runtime import CompileOption
 
 BLOCK, BLOCKS = 50, 8
 
@@ -29,7 +30,7 @@ def molecule(name: str) -> Atoms:
     return Atoms(geometry.numbers, geometry.positions)
 
 
-def dynamics(name: str, compiled: bool) -> VelocityVerlet:
+def dynamics(name: str, compiled: CompileOption) -> VelocityVerlet:
     import numpy as np
 
     atoms = molecule(name)
@@ -38,17 +39,15 @@ def dynamics(name: str, compiled: bool) -> VelocityVerlet:
     return VelocityVerlet(atoms, 0.5 * units.fs)
 
 
-def measure(name: str, kinds: tuple[bool, ...]) -> dict[str, float]:
+def measure(name: str) -> dict[str, float]:
     variants = {}
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        for compiled in kinds:
+        for compiled in (False, "auto"):
             run = dynamics(name, compiled)
             run.run(20)
-            variants[f"{'compiled' if compiled else 'eager'}, {threads} thread{'s' * (threads > 1)}"] = (
-                threads,
-                run,
-            )
+            path = run.atoms.calc.backend.split()[0] if compiled else "eager"
+            variants[f"{path}, {threads} thread{'s' * (threads > 1)}"] = (threads, run)
     blocks: dict[str, list[float]] = {key: [] for key in variants}
     for _ in range(BLOCKS):
         for key, (threads, run) in variants.items():
@@ -60,14 +59,11 @@ def measure(name: str, kinds: tuple[bool, ...]) -> dict[str, float]:
 
 
 def main() -> None:
-    args = parser(__doc__)
-    args.add_argument("--eager-only", action="store_true", help="leave out what a compiler must build first")
-    options = args.parse_args()
-    kinds = (False,) if options.eager_only else (False, True)
+    options = parser(__doc__).parse_args()
     warnings.simplefilter("ignore", FutureWarning)
     started, content = time.perf_counter(), {"machine": machine(), "unit": "ms per step", "models": {}}
     for name in ("ndem-aspirin", "ndem-ethanol"):
-        content["models"][name] = measure(name, kinds)
+        content["models"][name] = measure(name)
         for key, value in content["models"][name].items():
             print(f"{name}, {key}: {value:.2f} ms per step")
     write("md_step", content, started, options.out)
