@@ -1,9 +1,9 @@
 """Milliseconds per MD step of aspirin, ours against TorchMD-Net with the same weights, one thread.
 
-Every variant runs velocity Verlet through ASE, neighbour search and copies included. They take turns in blocks
-in one process, so that a change of the machine's speed hits all of them; the median over the blocks counts.
-TorchMD-Net is optional, beside ffpretrain in one environment (see benchmarks/README.md); a variant that cannot
-run is listed with the reason.
+Every variant runs velocity Verlet through ASE, neighbour search and copies included. They take turns in
+blocks in one process, so that a change of the machine hits all of them; the median over blocks counts.
+TorchMD-Net is optional, beside ffpretrain in one environment (see benchmarks/README.md); a variant that
+cannot run is listed with the reason.
 """
 
 from __future__ import annotations
