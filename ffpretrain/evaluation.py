@@ -78,7 +78,7 @@ def predict(potential: Model, frames: Dataset, progress: Callable[[int], Any] | 
         raise DataError(
             f"{frames.metadata.name} has neither energies nor forces; label it (ffpretrain label)"
         )
-    if not potential.conservative and not has_forces:
+    if not potential.has_energy and not has_forces:
         raise DataError(f"the model has no energy and {frames.metadata.name} has no forces to compare with")
     device = potential.known.device
     size = max(1, ATOMS_PER_BATCH // max(1, len(frames[0])))
@@ -101,7 +101,7 @@ def predict(potential: Model, frames: Dataset, progress: Callable[[int], Any] | 
                 )
         columns["z"].append(batch.graph.z.numpy())
         columns["n"].append(np.array([len(f) for f in chunk]))
-        if has_energy and potential.conservative:
+        if has_energy and potential.has_energy:
             columns["e"].append(out["energy"].cpu().numpy())
             columns["el"].append(batch.targets["energy"].numpy())
         if has_forces:

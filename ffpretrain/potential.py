@@ -29,6 +29,8 @@ class Model(nn.Module):
 
     #: whether the forces are the gradient of an energy, which then is given too
     conservative: ClassVar[bool]
+    #: whether it gives an energy
+    has_energy: ClassVar[bool] = True
     #: buffers that stay float64 whatever the precision of the network
     exact: ClassVar[tuple[str, ...]] = ()
     known: Tensor

@@ -126,10 +126,10 @@ class ModelCard(_Strict):
     package_version: str = Field(default=__version__, description="ffpretrain that wrote the file")
     name: str = Field(min_length=1)
     description: str = ""
-    kind: Literal["potential", "field", "pretrained"] = Field(
+    kind: Literal["potential", "direct", "field", "pretrained"] = Field(
         default="potential",
-        description="potential: energy with forces by differentiation; field: forces without an energy; "
-        "pretrained: weights to start from, whose energy means nothing",
+        description="potential: energy with forces by differentiation; direct: energy, and forces that are "
+        "not its gradient; field: forces without an energy; pretrained: weights to start from, whose energy means nothing",
     )
     backbone: Component
     head: Component = Field(default_factory=lambda: Component(name="energy"))

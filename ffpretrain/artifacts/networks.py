@@ -13,13 +13,16 @@ from ffpretrain._version import __version__
 from ffpretrain.artifacts.card import ModelCard, printable
 from ffpretrain.artifacts.upgrades import FORMAT_VERSION
 from ffpretrain.backbones import Backbone, backbone_class, create_backbone
+from ffpretrain.direct import DirectPotential
 from ffpretrain.errors import ArtifactError, UserError
-from ffpretrain.heads import EnergyHead
+from ffpretrain.heads import EnergyHead, VectorHead
 from ffpretrain.objectives.fields import Learned
 from ffpretrain.potential import Model, Potential, known_elements
 
 #: heads of potentials
 _ENERGY_HEADS: dict[str, type[EnergyHead]] = {"energy": EnergyHead}
+#: the two heads of a model whose forces are not the gradient of its energy
+_DIRECT = "energy+vector"
 #: what objectives learn without labels, by the name of its head
 _LEARNED = {
     "vector": "ffpretrain.objectives.fields:DenoisingField",
@@ -30,7 +33,7 @@ _LEARNED = {
 
 def can_be_saved(model: nn.Module) -> bool:
     """Return whether a file can hold this class of model."""
-    return type(model) is Potential or _is_learned(model)
+    return type(model) in (Potential, DirectPotential) or _is_learned(model)
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
@@ -39,9 +42,9 @@ def describe(model: nn.Module) -> dict[str, Any]:
     Raises:
         ArtifactError: a class, backbone or head that :func:`rebuild` could not make again.
     """
-    if not (can_be_saved(model) and isinstance(model, Potential | Learned)):
+    if not (can_be_saved(model) and isinstance(model, Potential | DirectPotential | Learned)):
         raise ArtifactError(
-            f"only a Potential or a learned field can be saved, not {type(model).__name__}; unwrap compiled "
+            f"only a potential or a learned field can be saved, not {type(model).__name__}; unwrap compiled "
             "modules first, or save the network that the objective trained"
         )
     backbone = model.backbone
@@ -72,7 +75,7 @@ def rebuild(card: ModelCard, where: str) -> Model:
     Raises:
         ArtifactError: an unknown head, or a network that cannot be built.
     """
-    if card.head.name not in _ENERGY_HEADS and card.head.name not in _LEARNED:
+    if card.head.name not in {*_ENERGY_HEADS, *_LEARNED, _DIRECT}:
         raise ArtifactError(
             f"{where}: unknown head {card.head.name!r}; upgrade with: pip install -U ffpretrain"
         )
@@ -89,7 +92,7 @@ def rebuild(card: ModelCard, where: str) -> Model:
         ) from error
     if backbone.cutoff != card.cutoff:
         contradiction = f"cutoff {card.cutoff} and the backbone has {backbone.cutoff}"
-    elif (card.kind == "field") == model.conservative:
+    elif (card.kind in ("field", "direct")) == model.conservative:
         contradiction = f"kind {card.kind!r} and head {card.head.name!r}"
     else:
         return model
@@ -105,8 +108,10 @@ def _rebuild(card: ModelCard, backbone: Backbone) -> Model:
         factor = card.energy_scale if card.force_scale is None else card.force_scale
         head = cls.head_class(backbone.n_features, **card.head.options)
         return cls(network, head, factor, card)
-    head = _ENERGY_HEADS[card.head.name](backbone.n_features, backbone.has_vectors, **card.head.options)
-    return Potential(
+    direct = card.head.name == _DIRECT
+    head_class = EnergyHead if direct else _ENERGY_HEADS[card.head.name]
+    head = head_class(backbone.n_features, backbone.has_vectors, **card.head.options)
+    potential = Potential(
         backbone,
         head,
         scale=card.energy_scale,
@@ -115,14 +120,22 @@ def _rebuild(card: ModelCard, backbone: Backbone) -> Model:
         elements=card.elements,
         card=card,
     )
+    return DirectPotential(potential, VectorHead(backbone.n_features), card) if direct else potential
 
 
-def _describe_potential(potential: Potential) -> dict[str, Any]:
+def _describe_potential(potential: Potential | DirectPotential) -> dict[str, Any]:
+    own: dict[str, Any] = {}
     heads = [name for name, cls in _ENERGY_HEADS.items() if cls is type(potential.head)]
+    if isinstance(potential, DirectPotential):
+        for head, wanted in ((potential.head, EnergyHead), (potential.force_head, VectorHead)):
+            if type(head) is not wanted:
+                raise _unknown_head(head, [_DIRECT])
+        heads, own = [_DIRECT], {"kind": "direct"}
     if not heads:
         raise _unknown_head(potential.head, list(_ENERGY_HEADS))
     known = potential.elements
     return {
+        **own,
         "head": {"name": heads[0], "options": {}},
         "energy_scale": potential.scale.item(),
         "energy_shift": potential.shift.item(),

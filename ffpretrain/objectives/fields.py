@@ -78,6 +78,7 @@ class DenoisingField(Learned):
     """
 
     conservative: ClassVar[bool] = False
+    has_energy: ClassVar[bool] = False
     head_name: ClassVar[str] = "vector"
     head_class: ClassVar[type[nn.Module]] = VectorHead
 

@@ -102,9 +102,17 @@ class NDeM(Supervised):
         forces_loss: str = "l2",
         huber_delta: float = 0.1,
         energy_per_atom: bool = False,
+        main_head: str = "energy-gradient",
     ) -> None:
         super().__init__(
-            potential, energy_weight, forces_weight, energy_loss, forces_loss, huber_delta, energy_per_atom
+            potential,
+            energy_weight,
+            forces_weight,
+            energy_loss,
+            forces_loss,
+            huber_delta,
+            energy_per_atom,
+            main_head,
         )
         if not 0 <= ndem_weight < float("inf"):
             raise ConfigError(f"ndem_weight={ndem_weight} must be finite and not negative")

@@ -145,6 +145,7 @@ class DistanceField(Learned):
     """
 
     conservative: ClassVar[bool] = False
+    has_energy: ClassVar[bool] = False
     head_name: ClassVar[str] = "distance-score"
     head_class: ClassVar[type[nn.Module]] = DistanceScore
 

@@ -9,10 +9,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ffpretrain.direct import DirectPotential
 from ffpretrain.errors import ConfigError
 from ffpretrain.graphs import Graph, Sample, atoms_per_graph
+from ffpretrain.heads import VectorHead
 from ffpretrain.objectives.base import Objective, graph_of, label, mean_over, regression_loss
-from ffpretrain.potential import Potential
+from ffpretrain.potential import Model, Potential
+
+MAIN_HEADS = ("energy-gradient", "direct")
 
 
 class Supervised(Objective):
@@ -34,9 +38,12 @@ class Supervised(Objective):
         forces_loss: ``l1``, ``l2``, ``mse`` or ``huber``.
         huber_delta: where the Huber loss turns linear, in units of the scale.
         energy_per_atom: divide energy residuals by the number of atoms.
+        main_head: what gives the forces: ``energy-gradient``, which conserves the energy, or ``direct``, a
+            vector head beside the energy head, as is usual on OC20: faster, and no gradient of anything.
 
     Raises:
-        ConfigError: an unknown loss, or a negative or all-zero weight.
+        ConfigError: an unknown loss, a negative or all-zero weight, or a direct head that the backbone has no
+            vectors for or that would learn nothing.
     """
 
     name: ClassVar[str] = "supervised"
@@ -51,6 +58,7 @@ class Supervised(Objective):
         forces_loss: str = "l2",
         huber_delta: float = 0.1,
         energy_per_atom: bool = False,
+        main_head: str = "energy-gradient",
     ) -> None:
         super().__init__(potential)
         if not (energy_weight >= 0 and forces_weight >= 0 and 0 < energy_weight + forces_weight < math.inf):
@@ -60,12 +68,33 @@ class Supervised(Objective):
         self.energy_weight, self.forces_weight = energy_weight, forces_weight
         self.energy_loss, self.forces_loss = energy_loss, forces_loss
         self.huber_delta, self.energy_per_atom = huber_delta, energy_per_atom
+        self._check_head(main_head)
+        direct = main_head == "direct"
+        self.force_head = VectorHead(potential.backbone.n_features) if direct else None
         self._evaluate: Callable[[Graph], dict[str, Tensor]] | None = None
 
+    def _check_head(self, main_head: str) -> None:
+        backbone = self.network.backbone
+        if main_head not in MAIN_HEADS:
+            raise ConfigError(f"unknown main_head {main_head!r}; known: {', '.join(MAIN_HEADS)}")
+        if main_head == "direct" and not backbone.has_vectors:
+            raise ConfigError(
+                f"main_head='direct' needs vector features, which backbone {backbone.name!r} lacks; "
+                "set main_head='energy-gradient'"
+            )
+        if main_head == "direct" and not self.forces_weight:
+            raise ConfigError("main_head='direct' learns nothing with forces_weight=0; raise it")
+
     def accelerate(self) -> None:
-        """Compile energies and forces; :class:`~ffpretrain.compiled.CompiledForces` says what that needs."""
+        """Compile energies and forces; :class:`~ffpretrain.compiled.CompiledForces` says what that needs.
+
+        Raises:
+            ConfigError: a direct head, whose step is not compiled.
+        """
         from ffpretrain.compiled import CompiledForces
 
+        if self.force_head is not None:
+            raise ConfigError("main_head='direct' has no compiled path; set compile: false")
         self._evaluate = CompiledForces(self.network)
 
     def forward(self, sample: Sample | Graph, generator: torch.Generator) -> dict[str, Tensor]:
@@ -77,10 +106,18 @@ class Supervised(Objective):
         """Return the network's energies and forces, differentiable where in training mode."""
         if self._evaluate is not None and self.training:
             return self._evaluate(graph)
-        return self.network(graph, stress=False)
+        return self.potential()(graph, stress=False)
 
-    def supervised_terms(self, sample: Sample | Graph, out: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the loss of predictions ``out`` with its terms ``energy`` and ``forces``."""
+    def supervised_terms(
+        self, sample: Sample | Graph, out: dict[str, Tensor], atoms: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Return the loss of predictions with its terms ``energy`` and ``forces``.
+
+        Args:
+            sample: the batch.
+            out: ``energy [B]`` eV and ``forces [N, 3]`` eV/Å.
+            atoms: whose forces count, bool ``[N]``, in a batch that one process has alone; None takes all.
+        """
         scale, dtype = self.network.scale, self.network.dtype
         terms: dict[str, Tensor] = {}
         loss = torch.zeros((), dtype=dtype, device=scale.device)
@@ -95,12 +132,21 @@ class Supervised(Objective):
             loss = loss + self.energy_weight * terms["energy"]
         if self.forces_weight:
             residual = ((out["forces"] - label(sample, "forces")) / scale).to(dtype)
-            terms["forces"] = mean_over(
-                regression_loss(self.forces_loss, residual, self.huber_delta), sample, "n_atoms"
-            )
+            each = regression_loss(self.forces_loss, residual, self.huber_delta)
+            if atoms is None:
+                terms["forces"] = mean_over(each, sample, "n_atoms")
+            else:
+                terms["forces"] = (each * atoms).sum() / atoms.sum().clamp_min(1)
             loss = loss + self.forces_weight * terms["forces"]
         return {"loss": loss, **terms}
 
-    def potential(self, kT: float | None = None, sigma: float | None = None) -> Potential:
-        """Return the trained potential; ``kT`` and ``sigma`` do not matter, labels set the scale."""
-        return self.network
+    def potential(self, kT: float | None = None, sigma: float | None = None) -> Model:
+        """Return the trained potential; ``kT`` and ``sigma`` do not matter, labels set the scale.
+
+        Returns:
+            The network itself, or with a direct head a :class:`~ffpretrain.direct.DirectPotential` around it,
+            whose forces are no gradient.
+        """
+        if self.force_head is None:
+            return self.network
+        return DirectPotential(self.network, self.force_head).train(self.training)

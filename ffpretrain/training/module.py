@@ -149,7 +149,7 @@ class ForceFieldModule(L.LightningModule):
         return {key: (value * n, n) for key, value in terms.items()}
 
     def _label_errors(self, batch: Sample) -> dict[str, tuple[float, int]]:
-        out = self.objective.network(batch.graph, stress=False)
+        out = self.objective.potential()(batch.graph, stress=False)
         n_atoms = atoms_per_graph(batch.graph)
         force_error = out["forces"] - batch.targets["forces"]
         energy_error = out["energy"] - batch.targets["energy"]
