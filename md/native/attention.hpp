@@ -8,16 +8,6 @@
 
 namespace ff {
 
-constexpr int64_t kChunk = 48;
-
-// What the pairs gather from the end of the network on, over all layers.
-template <class T> struct PairGradient {
-  std::vector<T> basis, weight, direction;
-  void clear(int64_t n, int64_t k) {
-    basis.assign(n * k, T(0)), weight.assign(n, T(0)), direction.assign(3 * n, T(0));
-  }
-};
-
 template <class T> struct Attention {
   LayerNorm<T> norm;
   Linear<T> mix, filters, out, vec_proj;

@@ -128,4 +128,27 @@ template <class T> struct Gated {
   }
 };
 
+// Two gated blocks: from features to atomic energies.
+template <class T> struct EnergyHead {
+  Gated<T> first, second;
+  static constexpr T smooth = sizeof(T) == 8 ? T(1e-24) : T(1e-12);
+
+  void read(const T*& source, int64_t f) {
+    first.read(source, f, f / 2, true);
+    second.read(source, f / 2, 1, false);
+  }
+  void apply(int64_t n, const T* x, const T* vec, double* energies) {
+    std::vector<T> scalars(n * first.out), vectors(n * 3 * first.out), atomic(n);
+    first.apply(n, x, vec, scalars.data(), vectors.data(), smooth);
+    second.apply(n, scalars.data(), vectors.data(), atomic.data(), nullptr, smooth);
+    std::copy(atomic.begin(), atomic.end(), energies);
+  }
+  // The derivative of the sum of all energies with respect to x and vec.
+  void pull(int64_t n, T* gx, T* gvec) {
+    std::vector<T> ones(n, T(1)), gscalars(n * first.out), gvectors(n * 3 * first.out);
+    second.pull(n, ones.data(), nullptr, gscalars.data(), gvectors.data());
+    first.pull(n, gscalars.data(), gvectors.data(), gx, gvec);
+  }
+};
+
 }  // namespace ff

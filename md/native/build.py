@@ -114,9 +114,9 @@ def _compile(compiler: str, flags: list[str], path: Path) -> None:
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     integer, number, pointer = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
     library.ff_lanes.argtypes, library.ff_lanes.restype = [integer], integer
-    library.ff_et_create.argtypes = [integer, pointer, number, pointer, integer]
-    library.ff_et_create.restype = pointer
-    library.ff_et_destroy.argtypes, library.ff_et_destroy.restype = [integer, pointer], None
-    library.ff_et_evaluate.argtypes = [integer, pointer, integer, integer, *[pointer] * 8]
-    library.ff_et_evaluate.restype = number
+    library.ff_create.argtypes = [integer, integer, pointer, number, number, pointer, integer]
+    library.ff_create.restype = pointer
+    library.ff_destroy.argtypes, library.ff_destroy.restype = [pointer], None
+    library.ff_evaluate.argtypes = [pointer, integer, integer, *[pointer] * 8]
+    library.ff_evaluate.restype = number
     return library

@@ -11,6 +11,19 @@ struct Structure {
   const double *pos, *shift;  // [n_atoms, 3]; [n_pairs, 3] or null
 };
 
+// Pairs whose filters are computed together, so that they stay in the cache.
+constexpr int64_t kChunk = 48;
+// Filters of all layers are kept from the forward to the backward pass up to this size, else computed again.
+constexpr int64_t kKeptBytes = int64_t(1) << 26;
+
+// What the pairs gather from the end of the network on, over all layers.
+template <class T> struct PairGradient {
+  std::vector<T> basis, weight, direction;
+  void clear(int64_t n, int64_t k) {
+    basis.assign(n * k, T(0)), weight.assign(n, T(0)), direction.assign(3 * n, T(0));
+  }
+};
+
 template <class T> struct Pairs {
   std::vector<int64_t> a, b;
   std::vector<T> distance, direction, weight, weight_slope, basis, basis_slope;
@@ -37,46 +50,68 @@ template <class T> struct Pairs {
     shortest = std::sqrt(nearest);
   }
 
-  // Distances and directions in T, the cutoff function (cos(pi d / cutoff) + 1) / 2, and the
-  // exponential-normal basis: weight * exp(-beta (exp(-alpha d) - mean)^2).
-  void expand(double cutoff, const std::vector<T>& means, const std::vector<T>& betas) {
-    const int64_t n = size(), k = static_cast<int64_t>(means.size());
+  // Distances and directions in T, and the cutoff function (cos(pi d / cutoff) + 1) / 2.
+  void measure(double cutoff) {
+    const int64_t n = size();
     distance.resize(n), direction.resize(3 * n), weight.resize(n), weight_slope.resize(n);
-    basis.resize(n * k), basis_slope.resize(n * k);
-    const T alpha = T(5.0 / cutoff), turn = T(M_PI / cutoff);
-    std::vector<T> near(n), arguments(n * k + width<T>), values(n * k + width<T>);
+    const T turn = T(M_PI / cutoff);
     for (int64_t p = 0; p < n; ++p) {
       T v[3], square = 0;
       for (int c = 0; c < 3; ++c) v[c] = static_cast<T>(vector[3 * p + c]), square += v[c] * v[c];
       const T d = std::sqrt(square);
-      distance[p] = d, near[p] = std::exp(-alpha * d);
+      distance[p] = d;
       for (int c = 0; c < 3; ++c) direction[3 * p + c] = v[c] / d;
       const bool inside = d < T(cutoff);
       weight[p] = inside ? T(0.5) * (std::cos(d * turn) + T(1)) : T(0);
       weight_slope[p] = inside ? T(-0.5) * turn * std::sin(d * turn) : T(0);
+    }
+  }
+
+  // Exponential-normal basis: weight * exp(-beta (exp(-alpha d) - mean)^2).
+  void exponential_normal(double cutoff, const std::vector<T>& means, const std::vector<T>& betas) {
+    const int64_t n = size(), k = static_cast<int64_t>(means.size());
+    const T alpha = T(5.0 / cutoff);
+    std::vector<T> near(n), arguments(n * k + width<T>);
+    for (int64_t p = 0; p < n; ++p) {
+      near[p] = std::exp(-alpha * distance[p]);
       for (int64_t i = 0; i < k; ++i) {
         const T off = near[p] - means[i];
         arguments[p * k + i] = betas[i] * off * off;
       }
     }
-    for (int64_t i = 0; i < n * k; i += width<T>) store<T>(&values[i], exp<T>(-load(&arguments[i])));
+    bumps(arguments, k);
     for (int64_t p = 0; p < n; ++p)
       for (int64_t i = 0; i < k; ++i) {
         const int64_t at = p * k + i;
-        const T bump = arguments[at] < T(40) ? values[at] : T(0);
-        const T slope = T(2) * betas[i] * (near[p] - means[i]) * alpha * near[p];
+        const T bump = basis[at], slope = T(2) * betas[i] * (near[p] - means[i]) * alpha * near[p];
         basis[at] = weight[p] * bump;
         basis_slope[at] = weight_slope[p] * bump + weight[p] * slope * bump;
       }
   }
 
+  // Gaussian basis: exp(-((d - centre) / width)^2 / 2).
+  void gaussian(const std::vector<T>& centers, const std::vector<T>& widths) {
+    const int64_t n = size(), k = static_cast<int64_t>(centers.size());
+    std::vector<T> arguments(n * k + width<T>);
+    for (int64_t p = 0; p < n; ++p)
+      for (int64_t i = 0; i < k; ++i) {
+        const T off = (distance[p] - centers[i]) / widths[i];
+        arguments[p * k + i] = T(0.5) * off * off;
+      }
+    bumps(arguments, k);
+    for (int64_t p = 0; p < n; ++p)
+      for (int64_t i = 0; i < k; ++i) {
+        const T off = (distance[p] - centers[i]) / widths[i];
+        basis_slope[p * k + i] = -off / widths[i] * basis[p * k + i];
+      }
+  }
+
   // Adds dE/dx to `gradient` [n_atoms, 3] and sum over pairs of vector (x) dE/dvector to `virial` [3, 3].
-  void pull(const std::vector<T>& basis_gradient, const std::vector<T>& weight_gradient,
-            const std::vector<T>& direction_gradient, int64_t k, double* gradient, double* virial) const {
+  void pull(const PairGradient<T>& of, int64_t k, double* gradient, double* virial) const {
     for (int64_t p = 0; p < size(); ++p) {
-      T along = weight_gradient[p] * weight_slope[p], radial = 0;
-      for (int64_t i = 0; i < k; ++i) along += basis_gradient[p * k + i] * basis_slope[p * k + i];
-      const T *u = &direction[3 * p], *g = &direction_gradient[3 * p];
+      T along = of.weight[p] * weight_slope[p], radial = 0;
+      for (int64_t i = 0; i < k; ++i) along += of.basis[p * k + i] * basis_slope[p * k + i];
+      const T *u = &direction[3 * p], *g = &of.direction[3 * p];
       for (int c = 0; c < 3; ++c) radial += u[c] * g[c];
       for (int c = 0; c < 3; ++c) {
         const double slope = along * u[c] + (g[c] - u[c] * radial) / distance[p];
@@ -85,6 +120,15 @@ template <class T> struct Pairs {
         for (int d = 0; d < 3; ++d) virial[3 * d + c] += vector[3 * p + d] * slope;
       }
     }
+  }
+
+ private:
+  // basis = exp(-arguments), with the tails that radial.py puts to zero.
+  void bumps(const std::vector<T>& arguments, int64_t k) {
+    const int64_t n = size() * k;
+    basis.resize(n + width<T>), basis_slope.resize(n);
+    for (int64_t i = 0; i < n; i += width<T>) store<T>(&basis[i], exp<T>(-load(&arguments[i])));
+    for (int64_t i = 0; i < n; ++i) basis[i] = arguments[i] < T(40) ? basis[i] : T(0);
   }
 };
 

@@ -7,10 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ffpretrain.backbones.torchmd_et import TorchMDET
 from ffpretrain.errors import NonFiniteError
 from ffpretrain.md.native.build import NativeUnavailable, load_library
-from ffpretrain.md.native.weights import flatten, unsupported
+from ffpretrain.md.native.weights import KINDS, flatten, unsupported
 from ffpretrain.md.paths import DENSE_ATOMS, Array, Evaluation, has_volume
 from ffpretrain.md.verlet import VerletList
 from ffpretrain.potential import Potential
@@ -46,7 +45,7 @@ class StructurePairs:
 
 
 class NativePath:
-    """Energies, forces and stress of a potential with the backbone ``torchmd-et`` by compiled C++ code.
+    """Energies, forces and stress of a potential by compiled C++ code.
 
     The same function as the eager evaluation, to rounding, with its derivative written out: pairs are listed
     once where the eager path has them twice, so half of the filters' matrix products fall away, and nothing
@@ -93,24 +92,31 @@ class NativeNetwork:
         if not isinstance(potential, Potential):
             raise NativeUnavailable("only potentials are evaluated natively")
         self._library = load_library()
-        self._bytes = potential.dtype.itemsize
-        reason = unsupported(potential, self._library.ff_lanes(self._bytes))
-        backbone = potential.backbone
-        if reason is not None or not isinstance(backbone, TorchMDET):
-            raise NativeUnavailable(reason or "another backbone")
-        weights, config = flatten(potential), backbone.config
-        sizes = np.array([config[k] for k in ("hidden", "layers", "heads", "rbf", "max_z")], dtype=np.int64)
+        size = potential.dtype.itemsize
+        reason = unsupported(potential, self._library.ff_lanes(size))
+        if reason is not None:
+            raise NativeUnavailable(reason)
+        weights, backbone = flatten(potential), potential.backbone
+        sizes = np.array(
+            [backbone.config.get(k, 1) for k in ("hidden", "layers", "heads", "rbf", "max_z")], dtype=np.int64
+        )
         self.cutoff, self.scale, self.shift = backbone.cutoff, float(potential.scale), float(potential.shift)
         self.reference: Array = potential.reference.cpu().numpy()
-        self._handle = self._library.ff_et_create(
-            self._bytes, _address(sizes), self.cutoff, _address(weights), len(weights)
+        self._handle = self._library.ff_create(
+            KINDS[type(backbone)],
+            size,
+            _address(sizes),
+            self.cutoff,
+            backbone.config.get("epsilon", 0.0),
+            _address(weights),
+            len(weights),
         )
         if not self._handle:
             raise NativeUnavailable("the weights do not fit the native network")
 
     def __del__(self) -> None:
         if self._handle:
-            self._library.ff_et_destroy(self._bytes, self._handle)
+            self._library.ff_destroy(self._handle)
 
     def evaluate(self, structure: StructurePairs, positions: Array, cell: Array | None) -> Evaluation:
         """Evaluate positions ``[N, 3]`` Å in a cell ``[3, 3]`` Å; not from two threads at a time.
@@ -133,8 +139,7 @@ class NativeNetwork:
         first, second, shift = pairs
         n = len(z)
         energies, gradient, virial = np.empty(n), np.empty((n, 3)), np.empty((3, 3))
-        shortest = self._library.ff_et_evaluate(
-            self._bytes,
+        shortest = self._library.ff_evaluate(
             self._handle,
             n,
             len(first),

@@ -1,15 +1,11 @@
 // The equivariant transformer with its energy head: atomic energies, their gradient and the virial.
 #pragma once
 #include "attention.hpp"
+#include "network.hpp"
 
 namespace ff {
 
-struct Sizes {
-  int64_t hidden, layers, heads, rbf, max_z;
-  double cutoff;
-};
-
-template <class T> class TorchMDET {
+template <class T> class TorchMDET : public Network {
  public:
   // `weights` in the order of ffpretrain/md/native/weights.py; throws where their number does not fit.
   TorchMDET(const Sizes& sizes, const T* weights, int64_t count) : s_(sizes), layers_(sizes.layers) {
@@ -21,8 +17,7 @@ template <class T> class TorchMDET {
     combine_.read(at, 2 * f, f, true);
     for (int64_t i = 0; i < s_.layers; ++i) layers_[i].read(at, f, s_.heads, k, i == 0);
     norm_.read(at, f);
-    first_.read(at, f, f / 2, true);
-    second_.read(at, f / 2, 1, false);
+    head_.read(at, f);
     if (at - weights != count) throw 1;
     std::vector<T> basis(k);
     for (int64_t i = 0; i < k; ++i) {
@@ -36,42 +31,30 @@ template <class T> class TorchMDET {
     }
   }
 
-  // energies [n] and gradient [n, 3] in units of the network per Å; returns the shortest distance.
-  double evaluate(const Structure& s, double* energies, double* gradient, double* virial) {
-    const int64_t n = s.n_atoms, f = s_.hidden, k = s_.rbf, half = f / 2;
+  double evaluate(const Structure& s, double* energies, double* gradient, double* virial) override {
+    const int64_t n = s.n_atoms, f = s_.hidden, k = s_.rbf;
     std::fill(gradient, gradient + 3 * n, 0.0), std::fill(virial, virial + 9, 0.0);
     pairs_.find(s, s_.cutoff);
-    pairs_.expand(s_.cutoff, means_, betas_);
+    pairs_.measure(s_.cutoff);
+    pairs_.exponential_normal(s_.cutoff, means_, betas_);
     const bool keep = pairs_.size() * s_.layers * 4 * f * static_cast<int64_t>(sizeof(T)) <= kKeptBytes;
     std::vector<T> x(n * f), vec, normed(n * f), normal(n * f), inverse(n);
     embed(s, x.data());
     for (auto& layer : layers_) layer.forward(n, pairs_, k, x.data(), vec, keep);
     norm_.apply(n, x.data(), normed.data(), normal.data(), inverse.data());
-    std::vector<T> scalars(n * half), vectors(n * 3 * half), atomic(n), ones(n, T(1));
-    const T smooth = sizeof(T) == 8 ? T(1e-24) : T(1e-12);
-    first_.apply(n, normed.data(), vec.data(), scalars.data(), vectors.data(), smooth);
-    second_.apply(n, scalars.data(), vectors.data(), atomic.data(), nullptr, smooth);
-    std::copy(atomic.begin(), atomic.end(), energies);
+    head_.apply(n, normed.data(), vec.data(), energies);
 
-    std::vector<T> gscalars(n * half), gvectors(n * 3 * half), gnormed(n * f), gx(n * f, T(0)), gvec(n * 3 * f);
-    second_.pull(n, ones.data(), nullptr, gscalars.data(), gvectors.data());
-    first_.pull(n, gscalars.data(), gvectors.data(), gnormed.data(), gvec.data());
+    std::vector<T> gnormed(n * f), gx(n * f, T(0)), gvec(n * 3 * f);
+    head_.pull(n, gnormed.data(), gvec.data());
     norm_.pull(n, gnormed.data(), gx.data(), normal.data(), inverse.data());
     slopes_.clear(pairs_.size(), k);
     for (int64_t i = s_.layers - 1; i >= 0; --i) layers_[i].backward(n, pairs_, k, gx.data(), gvec, slopes_);
     embed_backward(s, gx.data());
-    pairs_.pull(slopes_.basis, slopes_.weight, slopes_.direction, k, gradient, virial);
+    pairs_.pull(slopes_, k, gradient, virial);
     return pairs_.shortest;
   }
 
  private:
-  static constexpr int64_t kKeptBytes = int64_t(1) << 26;
-
-  static void take(const T*& from, std::vector<T>& to, int64_t count) {
-    to.assign(from, from + count);
-    from += count;
-  }
-
   // x = combine([embedding(z), sum over neighbours of filter * weight * neighbour embedding])
   void embed(const Structure& s, T* x) {
     const int64_t n = s.n_atoms, f = s_.hidden, k = s_.rbf;
@@ -120,7 +103,7 @@ template <class T> class TorchMDET {
   Linear<T> filter_, combine_;
   std::vector<Attention<T>> layers_;
   LayerNorm<T> norm_;
-  Gated<T> first_, second_;
+  EnergyHead<T> head_;
   Pairs<T> pairs_;
   PairGradient<T> slopes_;
 };

@@ -25,10 +25,11 @@ from ffpretrain.potential import Potential
 OPTIONS = {"hidden": 32, "layers": 3, "heads": 4, "rbf": 9, "cutoff": 3.5, "max_z": 20}
 
 
-def potential(**options: object) -> Potential:
+def potential(name: str = "torchmd-et", **options: object) -> Potential:
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        backbone = create_backbone("torchmd-et", **{**OPTIONS, **options})
+        known = OPTIONS if name == "torchmd-et" else {k: v for k, v in OPTIONS.items() if k != "heads"}
+        backbone = create_backbone(name, **{**known, **options})
         reference = {1: -13.6, 6: -1029.5, 8: -2041.8, 11: -4400.0, 17: -12500.0}
         return Potential(backbone, scale=0.7, shift=0.25, reference_energies=reference).double()
 
@@ -74,9 +75,10 @@ def compare(model: Potential, atoms: Atoms, tolerance: float) -> None:
         assert np.abs(found.stress).max() > 100 * tolerance
 
 
+@pytest.mark.parametrize("backbone", ["torchmd-et", "painn"])
 @pytest.mark.parametrize("name", sorted(molecules()))
-def test_equal_to_the_eager_evaluation_in_float64(name: str) -> None:
-    compare(potential(), molecules()[name], 1e-9)
+def test_equal_to_the_eager_evaluation_in_float64(name: str, backbone: str) -> None:
+    compare(potential(backbone), molecules()[name], 1e-9)
 
 
 @pytest.mark.parametrize("options", [{"layers": 1}, {"heads": 1}, {"hidden": 64, "heads": 2, "rbf": 32}])
@@ -85,16 +87,26 @@ def test_other_sizes(options: dict[str, int]) -> None:
     compare(potential(**options), salt(), 1e-10)
 
 
-def test_close_in_float32() -> None:
-    compare(potential().float(), molecules()["propane"], 2e-5)
+@pytest.mark.parametrize("options", [{"layers": 1}, {"hidden": 64, "rbf": 20, "trainable_rbf": True}])
+def test_other_sizes_of_painn(options: dict[str, int]) -> None:
+    compare(potential("painn", **options), molecules()["propane"], 1e-10)
+    compare(potential("painn", **options), salt(), 1e-10)
 
 
-def test_many_pairs_do_not_fit_the_kept_filters_and_give_the_same() -> None:
-    atoms = salt().repeat((7, 8, 8))
-    model = potential(layers=2, cutoff=6.5)
+@pytest.mark.parametrize("backbone", ["torchmd-et", "painn"])
+def test_close_in_float32(backbone: str) -> None:
+    compare(potential(backbone).float(), molecules()["propane"], 2e-5)
+
+
+@pytest.mark.parametrize(("backbone", "widths", "cells"), [("torchmd-et", 4, 7), ("painn", 3, 9)])
+def test_many_pairs_do_not_fit_the_kept_filters_and_give_the_same(
+    backbone: str, widths: int, cells: int
+) -> None:
+    atoms = salt().repeat((8, 8, cells))
+    model = potential(backbone, layers=2, cutoff=6.5)
     pairs = graph_from_atoms(atoms, model.cutoff).edge_index.shape[1] // 2
-    # what torchmd_et.hpp allows itself: 64 MiB
-    assert pairs * 2 * 4 * 32 * 8 > 2**26
+    # what geometry.hpp allows itself: 64 MiB
+    assert pairs * 2 * widths * 32 * 8 > 2**26
     compare(model, atoms, 1e-8)
 
 
@@ -144,7 +156,7 @@ def test_agreement_is_measured_and_recorded() -> None:
     ("model", "reason"),
     [
         (torch.nn.Linear(1, 1), "only potentials"),
-        (Potential(create_backbone("painn", hidden=32, layers=1)), "torchmd-et"),
+        (potential("painn", shared_filters=True), "share"),
         (potential(hidden=12, heads=2), "multiple"),
         (potential(vector_cutoff=False), "vector_cutoff"),
     ],
