@@ -17,6 +17,7 @@ __all__ = ["Objective", "create_objective", "list_objectives", "objective_class"
 _BUILT_IN = {
     "3d-emgp": "ffpretrain.objectives.emgp:EMGP",
     "coord": "ffpretrain.objectives.coord:Coord",
+    "dens": "ffpretrain.objectives.dens:DeNS",
     "denoisevae": "ffpretrain.objectives.denoisevae:DenoiseVAE",
     "georecon": "ffpretrain.objectives.georecon:GeoRecon",
     "ndem": "ffpretrain.objectives.ndem:NDeM",

@@ -50,6 +50,14 @@ class Objective(nn.Module, ABC):
         """Return the unit of a term of :meth:`forward`; most are pure numbers, ``"1"``."""
         return "1"
 
+    def at_step(self, step: int, max_steps: int) -> None:
+        """Take notice of where training stands; the trainer says it before each training step.
+
+        Args:
+            step: optimiser steps taken so far.
+            max_steps: length of the run.
+        """
+
     def accelerate(self) -> None:
         """Use compiled functions for training batches, where the objective has them.
 

@@ -83,6 +83,7 @@ class ForceFieldModule(L.LightningModule):
     def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
         """Return the loss of one batch."""
         self._frames = batch.extras["index"]
+        self.objective.at_step(self.global_step, self._max_steps)
         terms = self.objective(self._with_global_counts(batch), noise_generator(self._seed, self.global_step))
         loss = terms["loss"]
         if not bool(torch.isfinite(loss)):
