@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from ase.data import chemical_symbols
+from ase.formula import Formula
+from numpy.typing import NDArray
+from torch import nn
 
 from ffpretrain.errors import ConfigError, UnsupportedInputError, nearest
 from ffpretrain.neighbors import neighbor_list
@@ -105,6 +110,46 @@ class Familiarity:
         if self.policy == "warn" and cause not in self._seen:
             self._seen.add(cause)
             warnings.warn(f"{message}; its results may be wrong", UnfamiliarInputWarning, stacklevel=4)
+
+
+def checked_numbers(numbers: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int64]:
+    """Return atomic numbers ``[N]`` as int64.
+
+    Raises:
+        UnsupportedInputError: none, or something else than one whole number for each atom.
+    """
+    raw = np.asarray(numbers)
+    if raw.ndim != 1 or raw.size == 0 or not np.issubdtype(raw.dtype, np.integer):
+        raise UnsupportedInputError("the atomic numbers must be whole numbers, one for each atom")
+    return raw.astype(np.int64)
+
+
+def require_molecule(model: nn.Module, numbers: NDArray[np.int64]) -> None:
+    """Refuse atoms that a model is not for; for engines, where a topology is given once and for all.
+
+    Args:
+        model: a potential.
+        numbers: atomic numbers ``[N]``.
+
+    Raises:
+        UnsupportedInputError: an element or a composition it was not trained on.
+        ConfigError: it gives forces without an energy.
+    """
+    if not getattr(model, "conservative", True):
+        raise ConfigError(
+            "the model gives forces without an energy, which this engine needs; use a potential"
+        )
+    check = getattr(model, "check_elements", None)
+    if check is not None:
+        buffer = next(itertools.chain(model.buffers(), model.parameters()), torch.empty(0))
+        check(torch.as_tensor(numbers, device=buffer.device))
+    card: ModelCard | None = getattr(model, "card", None)
+    formula = Formula.from_list([chemical_symbols[number] for number in numbers]).format("hill")
+    if card is not None and card.compositions and formula not in card.compositions:
+        raise UnsupportedInputError(
+            f"the atoms are {formula}, but {card.name!r} was trained on {_some(sorted(card.compositions))}; "
+            "give the atoms of that molecule only"
+        )
 
 
 def stated(info: Mapping[str, Any], keys: Sequence[str]) -> int | None:
