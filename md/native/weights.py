@@ -35,8 +35,8 @@ def unsupported(model: nn.Module, lanes: int) -> str | None:
         return "the head is not the plain energy head"
     if not backbone.smooth or getattr(backbone, "out_norm_vec", None) is not None:
         return "vector_cutoff is off, or the vectors are normalised"
-    if config.get("vector_input") or config.get("shared_filters"):
-        return "the network reads vectors as input, or its layers share their filters"
+    if config.get("shared_filters"):
+        return "the layers share their filters"
     if config["hidden"] % (2 * lanes) or config["hidden"] > MAX_HIDDEN or config.get("heads", 1) > MAX_HEADS:
         return (
             f"hidden is not a multiple of {2 * lanes}, or exceeds {MAX_HIDDEN}, or heads exceed {MAX_HEADS}"
@@ -56,10 +56,11 @@ def _torchmd_et(backbone: TorchMDET) -> list[torch.Tensor]:
     found: list[torch.Tensor] = [backbone.basis.means, backbone.basis.betas, backbone.embedding.weight]
     found.append(backbone.neighbor_embedding.embedding.weight)
     found += _linear(backbone.neighbor_embedding.filter) + _linear(backbone.neighbor_embedding.combine)
-    for layer in cast(Iterable[EquivariantAttention], backbone.layers):
+    for i, layer in enumerate(cast(Iterable[EquivariantAttention], backbone.layers)):
         found += [layer.norm.weight, layer.norm.bias]
         found += _linear(layer.mix) + _linear(layer.filters) + _linear(layer.out)
-        if layer.vec_proj is not None:
+        # what a first layer may have for input vectors is not used here: a potential is given none
+        if i > 0 and layer.vec_proj is not None:
             found += _linear(layer.vec_proj)
     return [*found, backbone.out_norm.weight, backbone.out_norm.bias]
 

@@ -94,6 +94,12 @@ def test_other_sizes_of_painn(options: dict[str, int]) -> None:
 
 
 @pytest.mark.parametrize("backbone", ["torchmd-et", "painn"])
+def test_weights_for_input_vectors_do_not_matter(backbone: str) -> None:
+    compare(potential(backbone, vector_input=True), molecules()["propane"], 1e-10)
+    compare(potential(backbone, vector_input=True, layers=1), salt(), 1e-10)
+
+
+@pytest.mark.parametrize("backbone", ["torchmd-et", "painn"])
 def test_close_in_float32(backbone: str) -> None:
     compare(potential(backbone).float(), molecules()["propane"], 2e-5)
 
