@@ -9,39 +9,77 @@ from torch import Tensor
 
 from ffpretrain.md.batches import BatchEvaluation
 from ffpretrain.md.calculator import Model, load_model
-from ffpretrain.md.runtime import Runtime
-from ffpretrain.md.unfamiliar import Familiarity, Policy
+from ffpretrain.md.runtime import CompileOption, Runtime
+from ffpretrain.md.unfamiliar import Familiarity, Policy, require_molecule
 
 
 class BatchModel:
     """One potential for batches of structures; says when one lies outside what the model was trained on.
 
     Args:
-        model: a name of :func:`ffpretrain.list_models`, a model file or a
-            :class:`~ffpretrain.potential.Potential`.
-        device: ``auto`` (CUDA where there is one) or a name torch knows.
-        dtype: ``float32`` or ``float64``, of the network; energies and sums are float64 in both.
-        on_unfamiliar: as for :class:`~ffpretrain.FFCalculator`.
+        runtime: evaluates the potential.
+        familiarity: what the model was trained on.
+        own_molecules_only: refuse another composition whatever the policy: an engine is given its structures
+            once and for all, so that one for another molecule is a mistake.
 
     Attributes:
-        runtime: evaluates the model.
-
-    Raises:
-        ArtifactError: no such model, or a damaged one.
-        ConfigError: an unknown option, or a device that is absent.
+        last: the last evaluation, for who wants more of it than an engine hands on.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        device: str | torch.device = "auto",
-        dtype: str = "float32",
-        on_unfamiliar: Policy = "warn",
-    ) -> None:
-        potential = load_model(model)
-        self.runtime = Runtime(potential, str(device), dtype)
-        self._familiarity = Familiarity(getattr(potential, "card", None), on_unfamiliar)
+    last: BatchEvaluation
+
+    def __init__(self, runtime: Runtime, familiarity: Familiarity, own_molecules_only: bool) -> None:
+        self.runtime, self.familiarity = runtime, familiarity
+        self.own_molecules_only = own_molecules_only
         self._seen: Tensor | None = None
+
+    @classmethod
+    def load(
+        cls,
+        model: Model | BatchModel,
+        device: str | torch.device,
+        dtype: str,
+        compile: CompileOption,
+        on_unfamiliar: Policy,
+    ) -> BatchModel:
+        """Return a model ready for batches; one that is so already comes back as it is.
+
+        Args:
+            model: a name of :func:`ffpretrain.list_models`, a model file or a
+                :class:`~ffpretrain.potential.Potential`.
+            device: ``auto`` (CUDA where there is one) or a device torch knows.
+            dtype: ``float32`` or ``float64``, of the network; energies and sums are float64 in both.
+            compile: False evaluates with torch alone; else natively where the machine and model allow it.
+            on_unfamiliar: for atoms closer than any in training: ``warn`` once, ``raise`` or ``ignore``.
+
+        Raises:
+            ArtifactError: no such model, or a damaged one.
+            ConfigError: an unknown option, or a device that is absent.
+        """
+        if isinstance(model, BatchModel):
+            return model
+        potential = load_model(model)
+        runtime = Runtime(potential, str(device), dtype, compile)
+        return cls(runtime, Familiarity(getattr(potential, "card", None), on_unfamiliar), True)
+
+    def check_composition(self, numbers: Tensor, batch: Tensor) -> None:
+        """Refuse structures the model is not for.
+
+        Args:
+            numbers: atomic numbers ``[N]`` of all structures.
+            batch: structure of each atom ``[N]``, ascending from 0 without gaps.
+
+        Raises:
+            UnsupportedInputError: an element or a composition it was not trained on.
+            ConfigError: the model has no energy.
+        """
+        starts = np.unique(batch.cpu().numpy(), return_index=True)[1]
+        structures = np.split(numbers.cpu().numpy().astype(np.int64), starts[1:])
+        for inside in {np.sort(one).tobytes(): one for one in reversed(structures)}.values():
+            if self.own_molecules_only:
+                require_molecule(self.runtime.model, inside)
+            else:
+                self.familiarity.check_structure(Atoms(inside))
 
     def evaluate(
         self, numbers: Tensor, positions: Tensor, batch: Tensor, cell: Tensor, periodic: Tensor
@@ -49,30 +87,23 @@ class BatchModel:
         """Evaluate a batch; as :meth:`Runtime.evaluate_tensors <ffpretrain.md.Runtime.evaluate_tensors>`.
 
         Raises:
-            UnsupportedInputError: what the runtime refuses, or unfamiliar input under ``raise``.
+            UnsupportedInputError: what the runtime refuses, a composition the model was not trained on, or
+                atoms closer than any in training under ``raise``.
             ConfigError: the model has no energy.
             NonFiniteError: an energy or force is not finite.
         """
+        asked = torch.stack([numbers.to(batch), batch])
+        if self._seen is None or not torch.equal(self._seen, asked):
+            self.check_composition(numbers, batch)
+            self._seen = asked
         found = self.runtime.evaluate_tensors(numbers, positions, batch, cell, periodic)
-        seen = torch.stack([numbers.to(batch), batch])
-        if self._seen is None or not torch.equal(self._seen, seen):
-            for place in _first_of_each_composition(numbers, batch):
-                self._familiarity.check_structure(_atoms(place, numbers, positions, batch, cell, periodic))
-            self._seen = seen
-        least = self._familiarity.min_distance
+        least = self.familiarity.min_distance
         if least is not None and bool((found.shortest < least).any()):
             place = int(found.shortest.argmin())
             atoms = _atoms(place, numbers, positions, batch, cell, periodic)
-            self._familiarity.check_distance(float(found.shortest[place]), atoms)
+            self.familiarity.check_distance(float(found.shortest[place]), atoms)
+        self.last = found
         return found
-
-
-def _first_of_each_composition(numbers: Tensor, batch: Tensor) -> list[int]:
-    starts = np.unique(batch.cpu().numpy(), return_index=True)[1]
-    first: dict[bytes, int] = {}
-    for place, inside in enumerate(np.split(numbers.cpu().numpy(), starts[1:])):
-        first.setdefault(np.sort(inside).tobytes(), place)
-    return list(first.values())
 
 
 def _atoms(

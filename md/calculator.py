@@ -83,7 +83,7 @@ class FFCalculator(Calculator):
         self._committee = not isinstance(model, str | os.PathLike | nn.Module)
         self._limit = SpreadLimit(max_spread, on_spread, len(members))
         seen: set[str] = set()
-        self._familiarities = [Familiarity(card, on_unfamiliar, seen) for card in self.cards]
+        self.familiarities = [Familiarity(card, on_unfamiliar, seen) for card in self.cards]
         self._checked: dict[str, Any] | None = None
         _refuse_mixed_theory(self.cards)
         self.parameters.update(
@@ -162,7 +162,7 @@ class FFCalculator(Calculator):
             for runtime in self.runtimes
         ]
         self._check_familiar(structure)
-        for familiarity, evaluation in zip(self._familiarities, evaluations, strict=True):
+        for familiarity, evaluation in zip(self.familiarities, evaluations, strict=True):
             familiarity.check_distance(evaluation.shortest, structure)
         self.results = self._results(evaluations)
 
@@ -188,7 +188,7 @@ class FFCalculator(Calculator):
         now = {key: atoms.info.get(key) for key in _INFO_KEYS} | {"numbers": atoms.numbers.tobytes()}
         if self._checked is not None and all(equal(now[key], self._checked[key]) for key in now):
             return
-        for familiarity in self._familiarities:
+        for familiarity in self.familiarities:
             familiarity.check_structure(atoms)
         self._checked = now
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +30,8 @@ class Integrator(ABC):
         conserves: whether potential, kinetic and bath energy have a constant sum.
     """
 
-    rotation_is_free: ClassVar[bool] = False
-    conserves: ClassVar[bool] = True
+    rotation_is_free: bool = False
+    conserves: bool = True
 
     def __init__(
         self, atoms: Atoms, timestep: float, temperature: float, friction: float, rng: np.random.Generator
@@ -40,6 +40,9 @@ class Integrator(ABC):
         self.timestep, self.rate = timestep * units.FS, friction / units.FS
         self.temperature = temperature
         self.dof = degrees_of_freedom(atoms, self.rotation_is_free)
+
+    def begin(self) -> None:  # noqa: B027 (ASE's integrators read the atoms at each step)
+        """Start from the positions and momenta the atoms have now; called once, before the first step."""
 
     @abstractmethod
     def step(self) -> None:

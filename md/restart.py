@@ -107,6 +107,7 @@ class Restart:
         if len(arrays["fixed"]):
             atoms.set_constraint(FixAtoms(indices=arrays["fixed"]))
         kept = {key: meta[key] for key in ("step", "settings", "integrator", "rng", "statistics", "files")}
+        kept["settings"].setdefault("engine", "ase")  # files from before there was another
         return cls(atoms=atoms, **kept)
 
     def check_settings(self, settings: dict[str, Any], path: Path) -> None:

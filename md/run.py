@@ -20,7 +20,7 @@ from ffpretrain.errors import ConfigError, DataError, NonFiniteError, UserError
 from ffpretrain.md import velocities
 from ffpretrain.md.calculator import FFCalculator
 from ffpretrain.md.compiled import COMPILE_MIN_STEPS
-from ffpretrain.md.integrators import ENSEMBLES
+from ffpretrain.md.engines import make_integrator
 from ffpretrain.md.output import (
     CsvLog,
     Paths,
@@ -121,9 +121,11 @@ class Run:
             self._loop()
             self._save()
         self.atoms.set_constraint(self.constraints)
+        self.account = self.summary()
         if self.paths is not None:
             write_frame(self.paths.last_frame, self._frame())
-            write_text(self.paths.result, json.dumps(self.summary(), indent=1) + "\n")
+            write_text(self.paths.result, json.dumps(self.account, indent=1) + "\n")
+        self.atoms.calc = self.calculator
 
     def written(self) -> dict[str, Path]:
         """Return the files of the run by what they hold."""
@@ -189,16 +191,20 @@ class Run:
             else:
                 momenta = velocities.draw_momenta(atoms, s.temperature, self.rng)
             atoms.set_momenta(momenta)
-        self.integrator = ENSEMBLES[s.ensemble](atoms, s.timestep, s.temperature or 0.0, s.friction, self.rng)
+        options = (s.timestep, s.temperature or 0.0, s.friction, self.rng)
+        self.integrator = make_integrator(s.engine, s.ensemble, atoms, self.calculator, *options)
         if self.restart is None and s.ensemble == "nve" and s.temperature:
             drawn = velocities.temperature(self._kinetic_energy(), self.integrator.dof)
             atoms.set_momenta(atoms.get_momenta() * np.sqrt(s.temperature / drawn))
         self.check = StabilityCheck(atoms, self._cutoff(), s.lost_distance)
+        self.integrator.begin()
         if self.restart is not None:
             self._continue(self.restart)
 
     def _expected_steps(self) -> int:
         """Return the length that decides whether to compile: a run goes on as it began, however long."""
+        if self.settings.engine != "ase":
+            return 0  # the calculator evaluates the start only
         if self.restart is None:
             return self.settings.steps
         return COMPILE_MIN_STEPS if "compiled" in self.restart.settings["backend"] else 0

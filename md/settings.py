@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ffpretrain.errors import ConfigError, nearest
+from ffpretrain.md.engines import ENGINES
 from ffpretrain.md.integrators import ENSEMBLES
 from ffpretrain.md.output import FORMATS
 
@@ -32,10 +33,16 @@ class Settings:
     restart_interval: int
     lost_distance: float | None
     format: str
+    engine: str = "ase"
 
     def __post_init__(self) -> None:
         if self.ensemble not in ENSEMBLES:
             raise ConfigError(f"unknown ensemble {self.ensemble!r}{nearest(str(self.ensemble), ENSEMBLES)}")
+        if self.engine not in ENGINES:
+            raise ConfigError(f"unknown engine {self.engine!r}{nearest(str(self.engine), ENGINES)}")
+        if self.ensemble not in ENGINES[self.engine].ensembles:
+            known = " and ".join(ENGINES[self.engine].ensembles)
+            raise ConfigError(f"engine {self.engine} has {known}, not {self.ensemble}; use engine ase for it")
         if self.format not in FORMATS:
             raise ConfigError(
                 f"unknown trajectory format {self.format!r}{nearest(str(self.format), FORMATS)}"

@@ -12,6 +12,7 @@ from ase.calculators.calculator import BaseCalculator
 
 from ffpretrain.errors import ConfigError, DataError
 from ffpretrain.md.calculator import FFCalculator, Model
+from ffpretrain.md.engines import ENGINES
 from ffpretrain.md.run import Run
 from ffpretrain.md.runtime import CompileOption
 from ffpretrain.md.settings import Settings
@@ -21,6 +22,7 @@ from ffpretrain.md.unfamiliar import Policy
 if TYPE_CHECKING:
     from ase import Atoms
 
+EngineName = Literal["ase", "openmm", "torchmd", "torch-sim"]
 Ensemble = Literal["nvt-langevin", "nvt-bussi", "nvt-nose-hoover", "nve"]
 
 
@@ -50,6 +52,7 @@ def simulate(
     time_ps: float | None = None,
     friction: float = 0.01,
     seed: int = 0,
+    engine: EngineName = "ase",
     minimize: bool = False,
     out: str | os.PathLike[str] | None = None,
     format: Literal["traj", "extxyz"] = "traj",
@@ -85,6 +88,9 @@ def simulate(
         friction: 1/fs, the rate of the thermostat: Langevin's friction; for ``nvt-bussi`` and
             ``nvt-nose-hoover`` the inverse of their time constant.
         seed: of velocities and thermostat.
+        engine: what moves the atoms, see ``docs/engines.md``. Files, minimisation and what stops a run are
+            the same for all. Engines other than ``ase`` run one model of this package and have no
+            ``nvt-bussi`` and ``nvt-nose-hoover``.
         minimize: relax the structure first, to 0.02 eV/Å.
         out: folder for trajectory, log, restart file and summary, or a trajectory file (``.traj``,
             ``.extxyz``) beside which they lie; None writes nothing.
@@ -105,7 +111,8 @@ def simulate(
         ConfigError: an option out of range, or options that exclude each other.
         DataError: the structure or the output folder is missing or unusable, or holds another run.
         ArtifactError: no such model.
-        UnsupportedInputError: the model cannot evaluate the structure.
+        UnsupportedInputError: the model cannot evaluate the structure, or the engine not move it.
+        MissingDependencyError: the engine's package is not installed.
         SimulationError: atoms fly apart; the frame is saved as ``last_frame.extxyz``.
         NonFiniteError: an energy, force or position is not finite; the last finite frame is saved likewise.
     """
@@ -122,11 +129,14 @@ def simulate(
         restart_interval=restart_interval,
         lost_distance=lost_distance,
         format=format,
+        engine=engine,
     )
     if out is None and (resume or overwrite):
         raise ConfigError("resume and overwrite need the folder of the run: give out=")
     if resume and overwrite:
         raise ConfigError("resume goes on with a run, overwrite throws it away; choose one")
+    if resume and not ENGINES[engine].resumes:
+        raise ConfigError(f"engine {engine} cannot go on with a run bit for bit; start it anew (overwrite)")
     if isinstance(model, BaseCalculator):
         calculator = model
     else:
@@ -134,7 +144,7 @@ def simulate(
     atoms = _structure(structure, calculator, optional=resume)
     run = Run(settings, calculator, atoms, out, resume=resume, overwrite=overwrite, progress=progress)
     run.execute()
-    return SimulationResult(run.summary(), run.atoms, run.written())
+    return SimulationResult(run.account, run.atoms, run.written())
 
 
 def _total_steps(steps: int | None, time_ps: float | None, timestep: float) -> int:

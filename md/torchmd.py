@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,14 @@ import torch
 from torch import Tensor
 
 from ffpretrain import units
-from ffpretrain.errors import ConfigError, UnsupportedInputError, nearest
+from ffpretrain.errors import ConfigError, MissingDependencyError, UnsupportedInputError, nearest
 from ffpretrain.md.batch_model import BatchModel
-from ffpretrain.md.calculator import Model
+from ffpretrain.md.calculator import FFCalculator, Model
+from ffpretrain.md.engines import Motion, TorchIntegrator
+from ffpretrain.md.runtime import CompileOption
 from ffpretrain.md.unfamiliar import Policy
 
-_OPTIONS = ("dtype", "on_unfamiliar")
+_OPTIONS = ("dtype", "compile", "on_unfamiliar")
 
 
 class External:
@@ -29,35 +32,36 @@ class External:
         atomic_numbers: ``[replicas, atoms]``, or ``[atoms]`` for one replica; TorchMD's embeddings.
         device: ``auto``, or where TorchMD has its tensors.
         dtype: ``float32`` or ``float64``, of the network; the energy is float64 in both.
-        on_unfamiliar: ``warn``, ``raise`` or ``ignore``; see :class:`~ffpretrain.FFCalculator`.
+        compile: False evaluates with torch alone; else natively where the machine and the model allow it.
+        on_unfamiliar: for atoms closer than any in training: ``warn`` once, ``raise`` or ``ignore``.
         **unknown: anything else in the configuration is refused.
 
     Raises:
         ArtifactError: no such model, or a damaged one.
         ConfigError: an unknown option, or a device that is absent.
-        UnsupportedInputError: atomic numbers of the wrong shape, or an element the model never saw.
+        UnsupportedInputError: atomic numbers of the wrong shape, or an element or composition the model
+            was not trained on.
     """
 
     def __init__(
         self,
-        name_or_path: Model,
+        name_or_path: Model | BatchModel,
         atomic_numbers: Any,
         device: str | torch.device = "auto",
         dtype: str = "float32",
+        compile: CompileOption = "auto",
         on_unfamiliar: Policy = "warn",
         **unknown: Any,
     ) -> None:
         if unknown:
             key = next(iter(unknown))
             raise ConfigError(f"unknown option {key!r} of the external force{nearest(key, _OPTIONS)}")
-        self.model = BatchModel(name_or_path, device, dtype, on_unfamiliar)
+        self.model = BatchModel.load(name_or_path, device, dtype, compile, on_unfamiliar)
         self.device = self.model.runtime.device
         self.numbers = _checked_numbers(atomic_numbers).to(self.device)
         self.replicas, self.atoms = self.numbers.shape
-        check = getattr(self.model.runtime.model, "check_elements", None)
-        if check is not None:
-            check(self.numbers.flatten())
         self._batch = torch.arange(self.replicas, device=self.device).repeat_interleave(self.atoms)
+        self.model.check_composition(self.numbers.flatten(), self._batch)
 
     def calculate(self, pos: Tensor, box: Tensor) -> tuple[Tensor, Tensor]:
         """Evaluate all replicas as one batch.
@@ -73,7 +77,7 @@ class External:
 
         Raises:
             UnsupportedInputError: wrong shapes, positions that are not finite, two atoms at the same place, a
-                box without volume, or unfamiliar input under ``raise``.
+                box without volume, or atoms closer than any in training under ``raise``.
             NonFiniteError: an energy or force is not finite.
         """
         self._check_shapes(pos, box)
@@ -98,6 +102,68 @@ class External:
         wanted = (self.replicas, 3, 3)
         if tuple(box.shape) != wanted:
             raise UnsupportedInputError(f"the box has shape {tuple(box.shape)}; give {wanted}")
+
+
+class TorchMDIntegrator(TorchIntegrator):
+    """``ffpretrain md --engine torchmd``: velocity Verlet, with TorchMD's Langevin noise between its halves.
+
+    Raises:
+        MissingDependencyError: TorchMD is not installed.
+    """
+
+    def __init__(self, ensemble: str, calculator: FFCalculator, *others: Any) -> None:
+        super().__init__(ensemble, calculator, *others)
+        try:
+            from torchmd.forces import Forces
+            from torchmd.integrator import TIMEFACTOR
+            from torchmd.integrator import Integrator as Dynamics
+            from torchmd.systems import System
+        except ImportError as error:
+            raise MissingDependencyError(
+                f'TorchMD cannot be imported ({error}); pip install "ffpretrain[torchmd]"'
+            ) from error
+        atoms, masses = self.atoms, torch.tensor(self.atoms.get_masses(), device=self.device)
+        self._system = System(len(atoms), 1, torch.float64, self.device)
+        self._system.set_masses(masses)
+        if any(atoms.pbc):
+            self._system.box[0] = torch.tensor(atoms.cell.array, device=self.device)
+        external = External(self.model, atoms.numbers, self.device)
+        parameters = SimpleNamespace(masses=masses, nonbonded_params=None)
+        self._forces = Forces(parameters, terms=[], external=external)
+        # TorchMD's unit of velocity is one Å in so many fs
+        self._velocity = units.FS * TIMEFACTOR
+        kelvin, rate = (
+            (self.temperature, 1000.0 * self.friction_per_fs) if self.thermostatted else (None, None)
+        )
+        self._dynamics = Dynamics(
+            self._system, self._forces, self.timestep / units.FS, self.device, gamma=rate, T=kelvin
+        )
+
+    def load(self) -> Motion:
+        """See :class:`~ffpretrain.md.engines.EngineIntegrator`."""
+        velocities = torch.tensor(self.atoms.get_velocities() * self._velocity, device=self.device)
+        return self.set_raw(torch.tensor(self.atoms.positions, device=self.device), velocities)
+
+    def raw(self) -> tuple[Tensor, Tensor]:
+        """See :class:`~ffpretrain.md.engines.TorchIntegrator`."""
+        return self._system.pos[0], self._system.vel[0]
+
+    def set_raw(self, positions: Tensor, velocities: Tensor) -> Motion:
+        """See :class:`~ffpretrain.md.engines.TorchIntegrator`."""
+        system = self._system
+        system.pos[0], system.vel[0] = positions, velocities
+        self._forces.compute(system.pos, system.box, system.forces)
+        return self._motion()
+
+    def advance(self) -> Motion:
+        """See :class:`~ffpretrain.md.engines.EngineIntegrator`."""
+        with self.own_noise():
+            self._dynamics.step(niter=1)
+        return self._motion()
+
+    def _motion(self) -> Motion:
+        positions, velocities = (tensor.cpu().numpy().copy() for tensor in self.raw())
+        return self.motion(positions, velocities / self._velocity * self.atoms.get_masses()[:, None])
 
 
 def _checked_numbers(atomic_numbers: Any) -> Tensor:

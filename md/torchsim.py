@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from ffpretrain import units
 from ffpretrain.errors import ConfigError, MissingDependencyError, UnsupportedInputError
 from ffpretrain.md.batch_model import BatchModel
-from ffpretrain.md.calculator import Model
+from ffpretrain.md.calculator import FFCalculator, Model
+from ffpretrain.md.engines import Motion, TorchIntegrator
+from ffpretrain.md.runtime import CompileOption
 from ffpretrain.md.unfamiliar import Policy
 
 try:
+    from torch_sim.integrators import nve, nvt_langevin
+    from torch_sim.integrators.md import MDState
+    from torch_sim.io import atoms_to_state
     from torch_sim.models.interface import ModelInterface
     from torch_sim.state import SimState
 except ImportError as error:
@@ -39,8 +47,9 @@ class FFModel(ModelInterface):
             :class:`~ffpretrain.potential.Potential`.
         device: ``auto`` (CUDA where there is one) or a device torch knows.
         dtype: ``float32`` or ``float64``, of the network.
+        compile: False evaluates with torch alone; else natively where the machine and the model allow it.
         compute_stress: give a stress as well; zero for a structure that does not repeat.
-        on_unfamiliar: ``warn``, ``raise`` or ``ignore``; see :class:`~ffpretrain.FFCalculator`.
+        on_unfamiliar: for atoms closer than any in training: ``warn`` once, ``raise`` or ``ignore``.
         memory_scales_with: how torch-sim's automatic batching estimates memory. ``n_atoms_x_density`` needs
             cells with a volume and suits periodic structures of different density.
 
@@ -51,10 +60,11 @@ class FFModel(ModelInterface):
 
     def __init__(
         self,
-        model: Model,
+        model: Model | BatchModel,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "float32",
         *,
+        compile: CompileOption = "auto",
         compute_stress: bool = True,
         on_unfamiliar: Policy = "warn",
         memory_scales_with: MemoryScaling = "n_atoms",
@@ -64,7 +74,7 @@ class FFModel(ModelInterface):
             known = " or ".join(_SCALINGS)
             raise ConfigError(f"memory_scales_with={memory_scales_with!r} is not {known}")
         precision = str(dtype).removeprefix("torch.")
-        self.batch_model = BatchModel(model, device, precision, on_unfamiliar)
+        self.batch_model = BatchModel.load(model, device, precision, compile, on_unfamiliar)
         self._device = self.batch_model.runtime.device
         self._dtype = torch.float64
         self._compute_stress = compute_stress
@@ -100,9 +110,9 @@ class FFModel(ModelInterface):
             ``energy [B]`` eV, ``forces [N, 3]`` eV/Å and ``stress [B, 3, 3]`` eV/Å³, positive under tension.
 
         Raises:
-            UnsupportedInputError: an element the model never saw, a position that is not finite, two atoms at
-                the same place, a cell without volume, directions of which only some repeat, atoms of a
-                structure that do not stand together, or unfamiliar input under ``raise``.
+            UnsupportedInputError: an element or composition the model was not trained on, a position that is
+                not finite, two atoms at the same place, a cell without volume, directions of which only some
+                repeat, or atoms of a structure that do not stand together.
             NonFiniteError: an energy or force is not finite.
         """
         if not isinstance(state, SimState):
@@ -120,6 +130,68 @@ class FFModel(ModelInterface):
             stress = found.stress if found.stress is not None else torch.zeros_like(cell)
             out["stress"] = stress.to(device, dtype)
         return out
+
+
+class TorchSimIntegrator(TorchIntegrator):
+    """``ffpretrain md --engine torch-sim``: velocity Verlet, or torch-sim's BAOAB Langevin integrator."""
+
+    def __init__(self, ensemble: str, calculator: FFCalculator, *others: Any) -> None:
+        super().__init__(ensemble, calculator, *others)
+        self._interface = FFModel(self.model, compute_stress=False)
+        number: dict[str, Any] = {"dtype": torch.float64, "device": self.device}
+        options = {
+            "model": self._interface,
+            "dt": torch.tensor(self.timestep, **number),
+            "kT": torch.tensor(units.KB * self.temperature, **number),
+        }
+        if self.thermostatted:
+            self._update = nvt_langevin(**options, gamma=torch.tensor(self.rate, **number))[1]
+        else:
+            self._update = nve(**options)[1]
+        self._cell = np.array(self.atoms.cell.array) if all(self.atoms.pbc) else None
+
+    def load(self) -> Motion:
+        """See :class:`~ffpretrain.md.engines.EngineIntegrator`."""
+        momenta = torch.tensor(self.atoms.get_momenta(), device=self.device)
+        return self.set_raw(torch.tensor(self.atoms.positions, device=self.device), momenta)
+
+    def raw(self) -> tuple[Tensor, Tensor]:
+        """See :class:`~ffpretrain.md.engines.TorchIntegrator`."""
+        return self._state.positions, self._state.momenta
+
+    def set_raw(self, positions: Tensor, velocities: Tensor) -> Motion:
+        """See :class:`~ffpretrain.md.engines.TorchIntegrator`."""
+        atoms = self.atoms.copy()
+        if self._cell is None:
+            atoms.cell = np.zeros((3, 3))
+        state = atoms_to_state(atoms, self.device, torch.float64)
+        state.positions = positions
+        fields = ("masses", "cell", "pbc", "system_idx", "atomic_numbers")
+        found = self._interface(state)
+        self._state = MDState(
+            positions=positions,
+            momenta=velocities,
+            energy=found["energy"],
+            forces=found["forces"],
+            **{name: getattr(state, name) for name in fields},
+        )
+        return self._motion(positions.cpu().numpy().copy())
+
+    def advance(self) -> Motion:
+        """See :class:`~ffpretrain.md.engines.EngineIntegrator`."""
+        before = self._state.positions.cpu().numpy().copy()
+        with self.own_noise():
+            self._state = self._update(self._state)
+        positions = self._state.positions.cpu().numpy().copy()
+        if self._cell is not None:
+            # torch-sim puts atoms back into the cell; a trajectory does not jump
+            moved = positions - before
+            moved -= np.rint(moved @ np.linalg.inv(self._cell)) @ self._cell
+            positions = self.atoms.positions + moved
+        return self._motion(positions)
+
+    def _motion(self, positions: NDArray[np.float64]) -> Motion:
+        return self.motion(positions, self._state.momenta.cpu().numpy().copy())
 
 
 def _repeats(pbc: Any, n_structures: int, device: torch.device) -> Tensor:

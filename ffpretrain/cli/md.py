@@ -25,6 +25,9 @@ class Engine(StrEnum):
     """What moves the atoms."""
 
     ASE = "ase"
+    OPENMM = "openmm"
+    TORCHMD = "torchmd"
+    TORCH_SIM = "torch-sim"
 
 
 class Policy(StrEnum):
@@ -69,7 +72,9 @@ def md(
     on_unfamiliar: Annotated[
         Policy, typer.Option(help="warn, raise or ignore.", show_choices=False)
     ] = Policy.WARN,
-    engine: Annotated[Engine, typer.Option(help="Only ase so far.", show_choices=False)] = Engine.ASE,
+    engine: Annotated[
+        Engine, typer.Option(help="ase, openmm, torchmd or torch-sim.", show_choices=False)
+    ] = Engine.ASE,
     json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Run molecular dynamics; ensembles: nvt-langevin, nvt-bussi, nvt-nose-hoover, nve."""
@@ -91,6 +96,7 @@ def md(
             time_ps=time,
             friction=friction,
             seed=seed,
+            engine=engine.value,
             minimize=minimize,
             out=out,
             format=format.value,
@@ -124,7 +130,7 @@ def table(summary: dict[str, Any]) -> list[tuple[str, str]]:
     lines = [
         ("model", ", ".join(model) if isinstance(model, list) else str(model)),
         ("structure", f"{summary['structure']['formula']}, {summary['structure']['n_atoms']} atoms"),
-        ("ensemble", f"{settings['ensemble']}, {settings['timestep']:g} fs a step"),
+        ("ensemble", f"{settings['ensemble']}, {settings['timestep']:g} fs a step, by {settings['engine']}"),
         ("length", f"{summary['steps']} steps, {summary['time']:g} ps"),
         ("temperature", f"{kelvin['mean']:.1f} ± {kelvin['std']:.1f} K"),
     ]

@@ -15,7 +15,6 @@ import pytest
 import torch
 import yaml
 from ase import Atoms
-from ase.build import molecule
 from ase.data import atomic_masses, chemical_symbols
 
 from ffpretrain import FFCalculator, list_models, load_potential
@@ -193,23 +192,27 @@ def test_the_force_field_holds_the_masses_of_its_types() -> None:
         assert mass == pytest.approx(atomic_masses[chemical_symbols.index(symbol)], abs=1e-4)
 
 
-def test_unfamiliar_replicas_are_reported_once(with_card: Build, ethanol: Atoms) -> None:
-    water = molecule("H2O")
-    pos, box = replicas_of(water, 2, 0.0), torch.zeros(2, 3, 3)
-    numbers = np.tile(water.numbers, (2, 1))
-    external = External(with_card(min_distance=0.5), numbers, "cpu")
-    with pytest.warns(UnfamiliarInputWarning, match="H2O is not what the model was trained on") as caught:
+def test_replicas_the_model_is_not_for_are_refused(with_card: Build, ethanol: Atoms) -> None:
+    numbers = np.tile(ethanol.numbers, (2, 1))
+    for change in (lambda z: z[:, :8], lambda z: np.vstack([z[:1], np.where(z[1:] == 8, 6, z[1:])])):
+        with pytest.raises(UnsupportedInputError, match="was trained on C2H6O") as caught:
+            External(with_card(), change(numbers), "cpu")
+        assert one_line(caught)
+
+
+def test_atoms_closer_than_any_in_training_follow_the_policy(with_card: Build, ethanol: Atoms) -> None:
+    model, numbers = with_card(min_distance=0.9), np.tile(ethanol.numbers, (2, 1))
+    pos, box = replicas_of(ethanol, 2, 0.0), torch.zeros(2, 3, 3)
+    pos[1, 8] = pos[1, 7] + torch.tensor([0.8, 0.0, 0.0])
+    external = External(model, numbers, "cpu")
+    with pytest.warns(
+        UnfamiliarInputWarning, match=r"0\.800 Å apart, closer than any two in training"
+    ) as caught:
         external.calculate(pos, box)
         external.calculate(pos, box)
     assert len(caught) == 1
-    strict = External(
-        with_card(min_distance=0.9), np.tile(ethanol.numbers, (2, 1)), "cpu", on_unfamiliar="raise"
-    )
-    pos = replicas_of(ethanol, 2, 0.0)
-    strict.calculate(pos, box)
-    pos[1, 8] = pos[1, 7] + torch.tensor([0.8, 0.0, 0.0])
-    with pytest.raises(UnsupportedInputError, match=r"0\.800 Å apart, closer than any two in training"):
-        strict.calculate(pos, box)
+    with pytest.raises(UnsupportedInputError, match="closer than any two in training"):
+        External(model, numbers, "cpu", on_unfamiliar="raise").calculate(pos, box)
 
 
 def one_line(error: pytest.ExceptionInfo[Exception]) -> bool:

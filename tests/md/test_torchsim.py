@@ -19,7 +19,6 @@ from ase.stress import voigt_6_to_full_3x3_stress
 
 from ffpretrain import FFCalculator, list_models, load_potential
 from ffpretrain.errors import ConfigError, MissingDependencyError, UnsupportedInputError, UserError
-from ffpretrain.md.unfamiliar import UnfamiliarInputWarning
 from ffpretrain.potential import Potential
 
 pytest.importorskip("torch_sim", reason="needs torch-sim: pip install 'ffpretrain[torch-sim]'")
@@ -141,13 +140,9 @@ def test_constant_energy_and_wrapping(potential: Potential, crystal: Atoms) -> N
     assert float(kinetic.min()) > 20 * float(spread.max())
 
 
-def test_unfamiliar_structures_follow_the_policy(with_card: Build, ethanol: Atoms) -> None:
-    state = state_of(ethanol, molecule("CH4"), molecule("H2O"))
-    with pytest.warns(UnfamiliarInputWarning) as caught:
-        FFModel(with_card(), "cpu")(state)
-    assert [str(w.message).split()[0] for w in caught] == ["CH4", "H2O"]
-    with pytest.raises(UnsupportedInputError, match="CH4 is not what the model was trained on"):
-        FFModel(with_card(), "cpu", on_unfamiliar="raise")(state)
+def test_structures_the_model_is_not_for_are_refused(with_card: Build, ethanol: Atoms) -> None:
+    with pytest.raises(UnsupportedInputError, match="the atoms are CH4, but 'tiny' was trained on C2H6O"):
+        FFModel(with_card(), "cpu")(state_of(ethanol, molecule("CH4")))
 
 
 def flat_cell(state: torch_sim.SimState) -> None:
