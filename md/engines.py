@@ -35,15 +35,25 @@ class Engine:
         ensembles: names of :data:`~ffpretrain.md.integrators.ENSEMBLES`.
         place: module and class of its :class:`EngineIntegrator`; empty for ASE's integrators.
         resumes: a continued run equals an uninterrupted one bit for bit.
+        fixed_atoms: it can hold atoms fixed.
+        some_directions: it takes structures of which only some directions repeat.
     """
 
     ensembles: tuple[str, ...]
     place: str = ""
     resumes: bool = True
+    fixed_atoms: bool = False
+    some_directions: bool = False
 
 
 ENGINES: dict[str, Engine] = {
-    "ase": Engine(tuple(ENSEMBLES)),
+    "ase": Engine(tuple(ENSEMBLES), fixed_atoms=True, some_directions=True),
+    "openmm": Engine(
+        ("nve", "nvt-langevin"),
+        "ffpretrain.md.openmm_engine:OpenMMIntegrator",
+        fixed_atoms=True,
+        some_directions=True,
+    ),
     "torchmd": Engine(("nve", "nvt-langevin"), "ffpretrain.md.torchmd:TorchMDIntegrator"),
     "torch-sim": Engine(("nve", "nvt-langevin"), "ffpretrain.md.torchsim:TorchSimIntegrator"),
 }
@@ -83,7 +93,7 @@ class EngineIntegrator(Integrator, ABC):
         self.conserves = not self.thermostatted
         if self.thermostatted:
             # the noise of these engines moves the centre of mass as well
-            self.dof = 3 * len(self.atoms)
+            self.dof = 3 * (len(self.atoms) - len(fixed_atoms(self.atoms)))
 
     @abstractmethod
     def load(self) -> Motion:
@@ -95,15 +105,16 @@ class EngineIntegrator(Integrator, ABC):
 
     def begin(self) -> None:
         """See :class:`~ffpretrain.md.integrators.Integrator`."""
-        self._publish(self.load())
+        self.publish(self.load())
 
     def step(self) -> None:
         """See :class:`~ffpretrain.md.integrators.Integrator`."""
-        self._publish(self.advance())
+        self.publish(self.advance())
 
-    def _publish(self, motion: Motion) -> None:
-        self.atoms.set_positions(motion.positions)
-        self.atoms.set_momenta(motion.momenta)
+    def publish(self, motion: Motion) -> None:
+        """Put a step into the atoms."""
+        self.atoms.set_positions(motion.positions, apply_constraint=False)
+        self.atoms.set_momenta(motion.momenta, apply_constraint=False)
         labels: dict[str, Any] = {"energy": motion.energy, "free_energy": motion.energy}
         labels["forces"] = motion.forces
         if motion.stress is not None:
@@ -169,7 +180,7 @@ class TorchIntegrator(EngineIntegrator):
         raw = (torch.tensor(state[key], dtype=torch.float64) for key in ("positions", "velocities"))
         motion = self.set_raw(*(tensor.to(self.device) for tensor in raw))
         # the atoms are where the restart file put them, to the last bit
-        self._publish(motion._replace(positions=self.atoms.positions, momenta=self.atoms.get_momenta()))
+        self.publish(motion._replace(positions=self.atoms.positions, momenta=self.atoms.get_momenta()))
 
 
 def make_integrator(
@@ -189,20 +200,20 @@ def make_integrator(
         UnsupportedInputError: the structure has what the engine cannot do.
         MissingDependencyError: the engine's package is not installed.
     """
-    place = ENGINES[engine].place
-    if not place:
+    able = ENGINES[engine]
+    if not able.place:
         return ENSEMBLES[ensemble](atoms, *options)
     if not isinstance(calculator, FFCalculator) or len(calculator.runtimes) > 1:
         raise ConfigError(
             f"engine {engine} runs one model of this package, no committee and no other calculator; use "
             "engine ase for those"
         )
-    if len(fixed_atoms(atoms)):
+    if len(fixed_atoms(atoms)) and not able.fixed_atoms:
         raise UnsupportedInputError(f"engine {engine} cannot hold atoms fixed; use engine ase")
-    if any(atoms.pbc) and not all(atoms.pbc):
+    if any(atoms.pbc) and not all(atoms.pbc) and not able.some_directions:
         raise UnsupportedInputError(
             f"engine {engine} needs a structure that repeats in all directions or in none; use engine ase"
         )
-    module, name = place.split(":")
+    module, name = able.place.split(":")
     integrator: type[EngineIntegrator] = getattr(importlib.import_module(module), name)
     return integrator(ensemble, calculator, atoms, *options)
