@@ -325,6 +325,24 @@ def normal_modes(
         hessian = _hessian(atoms, step, moving)
     except EngineFailure as error:
         raise DataError(f"the forces for the normal modes failed: {error}") from error
+    return modes_of_hessian(atoms, hessian, moving)
+
+
+def modes_of_hessian(
+    atoms: Atoms, hessian: NDArray[np.float64], moving: NDArray[np.int64] | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the vibrational modes that a matrix of force constants means.
+
+    Args:
+        atoms: the structure; its masses and positions are read.
+        hessian: symmetric, ``[3M, 3M]`` eV/Å².
+        moving: indices ``[M]`` of the atoms it is of; all where None.
+
+    Returns:
+        As :func:`normal_modes`.
+    """
+    n = len(atoms)
+    moving = np.arange(n) if moving is None else moving
     weight = np.repeat(np.sqrt(atoms.get_masses()[moving]), 3)
     weighted = hessian / np.outer(weight, weight)
     rigid = rigid_motions(atoms) if len(moving) == n else np.zeros((3 * n, 0))

@@ -16,6 +16,8 @@ HARTREE: float = _ase.Hartree
 BOHR: float = _ase.Bohr
 KB: float = _ase.kB
 FS: float = _ase.fs
+#: energy in eV of a wavenumber of 1/cm
+INVERSE_CM: float = _ase.invcm
 
 ENERGY_UNITS: dict[str, float] = {
     "ev": 1.0,

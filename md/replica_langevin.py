@@ -36,6 +36,7 @@ class ReplicaLangevin:
         friction: 1/fs.
         generator: on the CPU; every draw comes from it.
         guard: None lets positions be whatever they are.
+        alive: bool ``[R]``, copies that had not stopped in an earlier part of the run; None for all.
 
     Attributes:
         positions: ``[R, N, 3]`` Å.
@@ -56,6 +57,7 @@ class ReplicaLangevin:
         friction: float,
         generator: torch.Generator,
         guard: Guard | None = None,
+        alive: Tensor | None = None,
     ) -> None:
         self._evaluate, self._guard, self._generator = forces, guard, generator
         self.positions, self.velocities = positions.clone(), velocities.clone()
@@ -68,7 +70,7 @@ class ReplicaLangevin:
         self._noise = width * (1.0 - self._keep**2) ** 0.5
         self.energy, self._forces = forces(self.positions)
         finite = _finite(self.energy, self._forces)
-        self.alive = finite
+        self.alive = finite if alive is None else finite & alive
         self._stop()
 
     def step(self) -> Tensor:

@@ -113,14 +113,22 @@ class StabilityCheck:
 
 
 def count_pieces(n_atoms: int, first: NDArray[np.int64], second: NDArray[np.int64]) -> int:
-    """Return the number of connected pieces of ``n_atoms`` atoms with links ``first[i]`` - ``second[i]``.
+    """Return the number of connected pieces; arguments as :func:`label_pieces`."""
+    return len(np.unique(label_pieces(n_atoms, first, second)))
 
-    Both directions of every link must be there.
+
+def label_pieces(n_atoms: int, first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return for each atom the lowest atom of its connected piece, ``[N]``.
+
+    Args:
+        n_atoms: N.
+        first: one end of each link; both directions of every link must be there.
+        second: its other end.
     """
     label = np.arange(n_atoms)
     while True:
         lowest = label.copy()
         np.minimum.at(lowest, first, label[second])
         if np.array_equal(lowest, label):
-            return len(np.unique(label))
+            return label
         label = lowest

@@ -75,7 +75,7 @@ def rotated(name: str, value: Tensor, rotation: Tensor, kinds: Mapping[str, Kind
 
 def compare(
     what: str, got: Mapping[str, Tensor], want: Mapping[str, Tensor], tolerance: float, floor: float = 1e-3
-) -> None:
+) -> float:
     """Compare outputs by name.
 
     Args:
@@ -85,9 +85,13 @@ def compare(
         tolerance: largest difference, relative to the largest entry of the output.
         floor: the largest entry counts as at least this.
 
+    Returns:
+        The largest difference of any output, relative as the tolerance is.
+
     Raises:
         SymmetryError: an output is missing, has another shape, is not finite, or differs.
     """
+    largest = 0.0
     for name, value in want.items():
         if name not in got or got[name].shape != value.shape:
             shape = tuple(got[name].shape) if name in got else "missing"
@@ -103,6 +107,8 @@ def compare(
                 f"{what}: {name} differs by {worst:.3e} at {place}; the largest entry is {scale:.3e}, the "
                 f"tolerance {tolerance:.0e} of it"
             )
+        largest = max(largest, worst / scale)
+    return largest
 
 
 def tolerance_for(model: Model, graph: Graph, tolerance: float | None) -> float:

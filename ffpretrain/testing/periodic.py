@@ -55,7 +55,7 @@ def check_supercell(
     compare(f"supercell of {n} atoms", evaluate(model, larger), want, tolerance_for(model, graph, tolerance))
 
 
-def check_wrapping(model: Model, graph: Graph, *, seed: int = 0, tolerance: float | None = None) -> None:
+def check_wrapping(model: Model, graph: Graph, *, seed: int = 0, tolerance: float | None = None) -> float:
     """Check that atoms moved by whole lattice vectors change nothing.
 
     Args:
@@ -64,13 +64,16 @@ def check_wrapping(model: Model, graph: Graph, *, seed: int = 0, tolerance: floa
         seed: of the random lattice vectors.
         tolerance: as :func:`check_supercell`.
 
+    Returns:
+        The largest difference found, relative as the tolerance is.
+
     Raises:
         SymmetryError: an output changes.
     """
     generator = torch.Generator().manual_seed(seed)
     whole = torch.randint(-2, 3, (len(graph.z), 3), generator=generator).to(graph.pos)
     moved = rebuilt(graph, cutoff_of(model), graph.pos + whole @ graph.cell[0])
-    compare(
+    return compare(
         "wrapping",
         evaluate(model, moved),
         evaluate(model, graph),

@@ -23,8 +23,11 @@ from ffpretrain.testing.outputs import (
     tolerance_for,
 )
 
+#: displaced copies that :func:`check_forces` evaluates at once, so that large networks fit into memory
+_COPIES = 24
 
-def check_forces(model: Model, graph: Graph, *, step: float = 5e-4, tolerance: float = 1e-6) -> None:
+
+def check_forces(model: Model, graph: Graph, *, step: float = 5e-4, tolerance: float = 1e-6) -> float:
     """Check forces against finite differences of the energy.
 
     Args:
@@ -32,6 +35,9 @@ def check_forces(model: Model, graph: Graph, *, step: float = 5e-4, tolerance: f
         graph: one structure; its edges are kept.
         step: Å.
         tolerance: relative to the largest force.
+
+    Returns:
+        The largest difference found, relative to the largest force.
 
     Raises:
         SymmetryError: forces are not the negative gradient of the energy, or all are zero.
@@ -48,14 +54,15 @@ def check_forces(model: Model, graph: Graph, *, step: float = 5e-4, tolerance: f
             pos.view(-1)[coordinate] += k * step
             copies.append(graph._replace(pos=pos))
             weights.append(weight / step)
-    energy = model(batch_graphs(copies))["energy"].detach().double()
+    batches = [batch_graphs(copies[i : i + _COPIES]) for i in range(0, len(copies), _COPIES)]
+    energy = torch.cat([model(batch)["energy"].detach().double() for batch in batches])
     slope = (energy * energy.new_tensor(weights)).view(-1, len(STENCIL)).sum(1).view_as(forces)
-    compare(
+    return compare(
         "forces against finite differences", {"forces": forces}, {"forces": -slope}, tolerance, floor=1e-6
     )
 
 
-def check_smoothness(model: Model, elements: Sequence[int], *, tolerance: float = 1e-6) -> None:
+def check_smoothness(model: Model, elements: Sequence[int], *, tolerance: float = 1e-6) -> float:
     """Check that energy and forces do not jump where an atom crosses the cutoff.
 
     An atom leaves a diatomic: first the far atom's sphere, then, as its last neighbour, the near atom's. The
@@ -65,6 +72,9 @@ def check_smoothness(model: Model, elements: Sequence[int], *, tolerance: float 
         model: has an attribute ``cutoff``; in float64.
         elements: atomic numbers to use, at least one.
         tolerance: relative to the largest force met.
+
+    Returns:
+        The largest jump, relative to the largest force met.
 
     Raises:
         SymmetryError: energy (in eV per Å of force scale) or forces jump.
@@ -76,6 +86,7 @@ def check_smoothness(model: Model, elements: Sequence[int], *, tolerance: float 
     direction = torch.tensor([0.8, 0.36, 0.48], dtype=torch.float64)
     far, near = torch.zeros(3, dtype=torch.float64), torch.tensor([0.9, 0.5, -0.3], dtype=torch.float64)
     z = torch.tensor([a, b, c])
+    largest = 0.0
     for left in (far, near):
         results = []
         for offset in (-1e-4, 1e-4, -1e-6, 1e-6):
@@ -91,6 +102,8 @@ def check_smoothness(model: Model, elements: Sequence[int], *, tolerance: float 
                     f"smoothness at the cutoff: {name} jumps by {jump:.3e} where an atom passes {cutoff} Å; "
                     f"the largest force is {scale:.3e}, the tolerance {tolerance:.0e} of it"
                 )
+            largest = max(largest, jump / max(scale, 1e-12))
+    return largest
 
 
 def check_isolated_atoms(model: Model, elements: Sequence[int], *, tolerance: float | None = None) -> None:

@@ -44,7 +44,7 @@ def potential_of(backbone: Backbone, seed: int = 0) -> Potential:
     return potential
 
 
-def checks(potential: Potential, seed: int = 0) -> dict[str, Callable[[], None]]:
+def checks(potential: Potential, seed: int = 0) -> dict[str, Callable[[], object]]:
     """Return every check of the kit, by name, ready to call.
 
     Args:

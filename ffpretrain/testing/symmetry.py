@@ -19,7 +19,7 @@ def check_rotation(
     seed: int = 0,
     tolerance: float | None = None,
     kinds: Mapping[str, Kind] = KINDS,
-) -> None:
+) -> float:
     """Check that outputs rotate with the structure.
 
     Args:
@@ -29,12 +29,15 @@ def check_rotation(
         tolerance: relative to the largest entry of each output; None takes 1e-9 in float64, else 1e-4.
         kinds: how each output transforms.
 
+    Returns:
+        The largest difference found, relative as the tolerance is.
+
     Raises:
         SymmetryError: an output does not rotate as its kind says.
         KeyError: an output's kind is not given.
     """
     rotation = random_rotation(torch.Generator().manual_seed(seed))
-    _check_orthogonal("rotation", model, graph, rotation, tolerance, kinds)
+    return _check_orthogonal("rotation", model, graph, rotation, tolerance, kinds)
 
 
 def check_reflection(
@@ -44,12 +47,12 @@ def check_reflection(
     seed: int = 0,
     tolerance: float | None = None,
     kinds: Mapping[str, Kind] = KINDS,
-) -> None:
-    """Check that outputs are mirrored with the structure; arguments and errors as :func:`check_rotation`."""
+) -> float:
+    """Check that outputs are mirrored with the structure; all else as in :func:`check_rotation`."""
     normal = torch.randn(3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     normal = normal / normal.norm()
     mirror = torch.eye(3, dtype=torch.float64) - 2 * torch.outer(normal, normal)
-    _check_orthogonal("reflection", model, graph, mirror, tolerance, kinds)
+    return _check_orthogonal("reflection", model, graph, mirror, tolerance, kinds)
 
 
 def _check_orthogonal(
@@ -59,19 +62,19 @@ def _check_orthogonal(
     matrix: Tensor,
     tolerance: float | None,
     kinds: Mapping[str, Kind],
-) -> None:
+) -> float:
     m = matrix.to(graph.pos)
     turned = graph._replace(pos=graph.pos @ m.T, edge_shift=graph.edge_shift @ m.T, cell=graph.cell @ m.T)
     want = {name: rotated(name, value, matrix, kinds) for name, value in evaluate(model, graph).items()}
-    compare(what, evaluate(model, turned), want, tolerance_for(model, graph, tolerance))
+    return compare(what, evaluate(model, turned), want, tolerance_for(model, graph, tolerance))
 
 
-def check_translation(model: Model, graph: Graph, *, seed: int = 0, tolerance: float | None = None) -> None:
-    """Check that moving a structure changes nothing; arguments and errors as :func:`check_rotation`."""
+def check_translation(model: Model, graph: Graph, *, seed: int = 0, tolerance: float | None = None) -> float:
+    """Check that moving a structure changes nothing; all else as in :func:`check_rotation`."""
     generator = torch.Generator().manual_seed(seed)
     step = 5 * torch.randn(graph.n_graphs, 3, generator=generator, dtype=torch.float64).to(graph.pos)
     moved = graph._replace(pos=graph.pos + step[graph.batch])
-    compare(
+    return compare(
         "translation",
         evaluate(model, moved),
         evaluate(model, graph),
@@ -86,10 +89,10 @@ def check_permutation(
     seed: int = 0,
     tolerance: float | None = None,
     kinds: Mapping[str, Kind] = KINDS,
-) -> None:
+) -> float:
     """Check that outputs follow their atoms when these and the edges come in another order.
 
-    Arguments and errors as :func:`check_rotation`.
+    Arguments, result and errors as :func:`check_rotation`.
     """
     generator = torch.Generator().manual_seed(seed)
     n = len(graph.z)
@@ -109,10 +112,10 @@ def check_permutation(
         name: value[order] if kinds[name].per == "atom" else value
         for name, value in evaluate(model, graph).items()
     }
-    compare("permutation", evaluate(model, permuted), want, tolerance_for(model, graph, tolerance))
+    return compare("permutation", evaluate(model, permuted), want, tolerance_for(model, graph, tolerance))
 
 
-def check_batching(model: Model, graphs: Sequence[Graph], *, tolerance: float | None = None) -> None:
+def check_batching(model: Model, graphs: Sequence[Graph], *, tolerance: float | None = None) -> float:
     """Check that structures evaluated together give what each gives alone.
 
     Args:
@@ -120,10 +123,13 @@ def check_batching(model: Model, graphs: Sequence[Graph], *, tolerance: float | 
         graphs: at least two, best of different sizes, all periodic or none.
         tolerance: as :func:`check_rotation`.
 
+    Returns:
+        The largest difference found, relative as the tolerance is.
+
     Raises:
         SymmetryError: an output depends on what else is in the batch.
     """
     alone = [evaluate(model, graph) for graph in graphs]
     want = {name: torch.cat([out[name] for out in alone]) for name in alone[0]}
     together = evaluate(model, batch_graphs(graphs))
-    compare("batch independence", together, want, tolerance_for(model, graphs[0], tolerance))
+    return compare("batch independence", together, want, tolerance_for(model, graphs[0], tolerance))
