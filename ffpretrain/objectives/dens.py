@@ -67,6 +67,9 @@ class ForceEncoding(nn.Module):
 class DeNS(Supervised):
     """Supervised training with force-conditioned denoising; registry name ``dens``.
 
+    Reports ``dens_zero`` beside the denoising term: the expected cost of predicting no noise, the mean length
+    of the target, ``sqrt(8 / pi) E[sigma] / sigma_max``.
+
     Args:
         potential: trained in place; its backbone must take vectors as extra input, and is given the weights
             for them where it has none.
@@ -165,7 +168,9 @@ class DeNS(Supervised):
         )
 
     def forward(self, sample: Sample | Graph, generator: torch.Generator) -> dict[str, Tensor]:
-        """See :class:`~ffpretrain.objectives.base.Objective`; adds the term ``dens`` where atoms moved."""
+        """See :class:`~ffpretrain.objectives.base.Objective`; adds ``dens``, ``dens_zero`` where atoms
+        moved.
+        """
         graph = graph_of(sample)
         noise = self._draw(graph, index_of(sample), generator) if self.probability else None
         if noise is None or not bool(noise.mask.any()):
@@ -176,6 +181,9 @@ class DeNS(Supervised):
         terms = self.supervised_terms(sample, out, ~noise.mask)
         target = (noise.displacement / self.sigma_max).to(predicted)
         terms["dens"] = regression_loss("l2", (predicted - target)[noise.mask]).mean()
+        level = (noise.sigma / self.sigma_max)[graph.batch][noise.mask].to(predicted)
+        # the mean length of a standard normal vector
+        terms["dens_zero"] = (8 / torch.pi) ** 0.5 * level.mean()
         terms["loss"] = terms["loss"] + self.current_weight * terms["dens"]
         return terms
 

@@ -60,6 +60,9 @@ def ndem_loss(
 class NDeM(Supervised):
     """Supervised training with the NDeM auxiliary task; registry name ``ndem``.
 
+    Reports ``ndem_zero`` beside the auxiliary loss: what is expected where both heads give the same force,
+    whatever the noise, ``3 r E[sigma^2] / sigma_max^2`` for a fraction r of displaced atoms.
+
     Args:
         potential: trained in place; its backbone must have vector features.
         ndem_weight: weight of the auxiliary loss (the paper's lambda) in normalised units.
@@ -150,7 +153,7 @@ class NDeM(Supervised):
         return self.noise_head(self.network.backbone(graph))
 
     def forward(self, sample: Sample | Graph, generator: torch.Generator) -> dict[str, Tensor]:
-        """See :class:`~ffpretrain.objectives.base.Objective`; adds the term ``ndem``."""
+        """See :class:`~ffpretrain.objectives.base.Objective`; adds ``ndem``, ``ndem_zero``."""
         graph = graph_of(sample)
         out = self.evaluate(graph)
         terms = self.supervised_terms(sample, out)
@@ -177,9 +180,13 @@ class NDeM(Supervised):
         terms["ndem"] = ndem_loss(
             force, noisy_force, shift.to(dtype), self.sigma_max, mask if self.only_corrupted else None
         )
+        level = noise.sigma[part.batch] / self.sigma_max
+        counted = mask.sum().clamp_min(1) if self.only_corrupted else n_atoms
+        terms["ndem_zero"] = (3 * level.square() * mask).sum().to(dtype) / counted
         if isinstance(sample, Sample) and "n_atoms" in sample.extras:
             # several processes: each counts by its atoms, as in mean_over
-            terms["ndem"] = terms["ndem"] * (len(graph.z) / sample.extras["n_atoms"])
+            share = len(graph.z) / sample.extras["n_atoms"]
+            terms["ndem"], terms["ndem_zero"] = terms["ndem"] * share, terms["ndem_zero"] * share
         terms["loss"] = terms["loss"] + self.ndem_weight * terms["ndem"]
         return terms
 

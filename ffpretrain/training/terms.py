@@ -31,7 +31,8 @@ def batch_terms(objective: Objective, batch: Sample, generator: torch.Generator)
 def mean_terms(
     objective: Objective, samples: SampleDataset, seed: int, batch_size: int = 50
 ) -> dict[str, float]:
-    """Return the mean terms of an objective over structures, each batch weighted by its structures.
+    """Return the mean terms of an objective over structures, each batch weighted by its structures; a term
+    that some batches lack is the mean over the others.
 
     With the seed of a run this is what its validations measure; another seed draws fresh noise.
 
@@ -49,10 +50,12 @@ def mean_terms(
     was_training = objective.training
     objective.eval()
     sums: dict[str, float] = {}
+    counts: dict[str, int] = {}
     for start in range(0, len(samples), batch_size):
         chunk = [samples[i] for i in range(start, min(start + batch_size, len(samples)))]
         batch = collate(chunk).to(objective.network.known.device)
         for key, value in batch_terms(objective, batch, noise_generator(seed, 0, validation=True)).items():
             sums[key] = sums.get(key, 0.0) + value * len(chunk)
+            counts[key] = counts.get(key, 0) + len(chunk)
     objective.train(was_training)
-    return {key: value / len(samples) for key, value in sums.items()}
+    return {key: value / counts[key] for key, value in sums.items()}

@@ -222,6 +222,19 @@ def test_terms_by_hand(main_head: str, sigma_min: float | None) -> None:
     assert terms["loss"] == pytest.approx(total, rel=1e-12)
 
 
+@pytest.mark.parametrize("sigma_min", [None, 0.01])
+def test_predicting_no_noise_costs_the_mean_length_of_the_target(sigma_min: float | None) -> None:
+    objective, sample = make_dens(sigma_min=sigma_min, probability=1.0, mask_ratio=0.5), labelled((20,) * 60)
+    with torch.no_grad():
+        for parameter in objective.noise_head.parameters():
+            parameter.zero_()
+    terms = objective(sample, seeded())
+    cost, zero = float(terms["dens"].detach()), float(terms["dens_zero"])
+    assert cost == pytest.approx(zero, rel=5 * 0.42 / math.sqrt(600))  # lengths spread by 0.42 of their mean
+    if sigma_min is None:
+        assert zero == pytest.approx(math.sqrt(8 / math.pi))
+
+
 def differences(objective: DeNS, noisy: Graph, initial: Features, step: float = 1e-4) -> Tensor:
     """Return forces from central differences of the energy, the extra input held fixed."""
     forces = torch.zeros_like(noisy.pos)

@@ -190,6 +190,23 @@ def test_predicting_nothing_costs_the_mean_square_of_the_target(ratio: float) ->
     assert loss == pytest.approx(wanted, rel=4 * math.sqrt((spread**2 + 0.1) / 1500))
 
 
+@pytest.mark.parametrize("only", [False, True])
+@pytest.mark.parametrize("per_structure", [False, True])
+def test_the_reference_is_the_expected_square_of_the_target(only: bool, per_structure: bool) -> None:
+    graph = batch_graphs([random_molecule([6, 1], 10, CUTOFF, seeded(1))] * 400)
+    zeros = {"energy": torch.zeros(400).double(), "forces": torch.zeros(4000, 3).double()}
+    objective = make_ndem(only_corrupted=only, per_structure=per_structure, mask_ratio=0.3)
+    sample = Sample(graph, zeros, {"index": torch.arange(400)})
+    force = objective.network(graph)["forces"].detach() / objective.network.scale
+    objective.noise_head = Planted(force)  # type: ignore[assignment]
+    terms = {key: float(value.detach()) for key, value in objective(sample, seeded()).items()}
+    assert terms["ndem"] == pytest.approx(terms["ndem_zero"], rel=5 * math.sqrt(2 / (3 * 1200)))
+    shift, mask = noise_of(objective, sample, 0)
+    levels = (shift.square().sum(-1) / 3)[mask].mean() / 0.05**2
+    wanted = 3 * float(levels) * (1.0 if only else 0.3)
+    assert terms["ndem_zero"] == pytest.approx(wanted, rel=5 * math.sqrt(2 / (3 * 1200)))
+
+
 # ---------------------------------------------------------------- harmonic optimum (METHODS 6.3, 6.5.3)
 
 
@@ -334,7 +351,7 @@ def test_removing_the_auxiliary_head_changes_no_prediction() -> None:
 def test_the_total_is_the_weighted_sum() -> None:
     objective = make_ndem(ndem_weight=0.3, energy_weight=0.2, forces_weight=0.7)
     terms = {key: float(value.detach()) for key, value in objective(labelled(), seeded()).items()}
-    assert set(terms) == {"loss", "energy", "forces", "ndem"}
+    assert set(terms) == {"loss", "energy", "forces", "ndem", "ndem_zero"}
     wanted = 0.2 * terms["energy"] + 0.7 * terms["forces"] + 0.3 * terms["ndem"]
     assert terms["loss"] == pytest.approx(wanted, rel=1e-12)
 
