@@ -81,11 +81,11 @@ def export_torch_force(
     z, positions = _molecule(potential, numbers)
     content = _module_bytes(potential, z, positions, _origin(model, potential, z))
     loaded = _load(content)
-    box = _box_around(positions, potential.cutoff)
+    box, spread = _full_box(positions, potential.cutoff)
     agreement = []
-    for name, cell in (("torch-force", None), ("torch-force periodic", box)):
+    for name, cell, pos in (("torch-force", None, positions), ("torch-force periodic", box, spread)):
         way, pbc = _ModulePath(loaded, name), (cell is not None,) * 3
-        agreement.append(check_agreement(way, potential, z, positions, cell, pbc, torch.float64, _CPU))
+        agreement.append(check_agreement(way, potential, z, pos, cell, pbc, torch.float64, _CPU))
     target = Path(path)
     write_file(target, content)
     return TorchForceFile(target, z.tolist(), agreement)
@@ -179,7 +179,7 @@ def _module_bytes(
     """Return the TorchScript file."""
     z = torch.as_tensor(numbers)
     pos = torch.tensor(positions / _ANGSTROM_PER_NM, dtype=torch.float32)
-    box = torch.tensor(_box_around(positions, potential.cutoff) / _ANGSTROM_PER_NM, dtype=torch.float32)
+    box = torch.eye(3) * (3 * potential.cutoff / _ANGSTROM_PER_NM)
     with warnings.catch_warnings():
         # the tracer speaks of sizes it takes as fixed, which they are; torch.jit of its own deprecation
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
@@ -273,10 +273,15 @@ def _molecule(potential: Potential, numbers: Sequence[int] | None) -> tuple[NDAr
     return z, lattice + np.random.default_rng(0).uniform(-0.1, 0.1, lattice.shape)
 
 
-def _box_around(positions: Array, cutoff: float) -> Array:
-    """Return reduced box vectors ``[3, 3]`` Å, just wide enough, in which atoms see images of others."""
-    width = max(2.02 * cutoff, float(np.ptp(positions, axis=0).max()) + _SPACING)
-    return width * np.array([[1.0, 0.0, 0.0], [0.2, 1.0, 0.0], [-0.3, 0.1, 1.0]])
+def _full_box(positions: Array, cutoff: float) -> tuple[Array, Array]:
+    """Return reduced box vectors ``[3, 3]`` Å and the positions drawn out to fill them.
+
+    Atoms at opposite faces then see each other's images, which the comparison is to show.
+    """
+    extent = float(np.ptp(positions, axis=0).max())
+    width = max(2.02 * cutoff, extent + _SPACING)
+    drawn = positions * ((width - _SPACING) / extent) if extent > 0 else positions
+    return width * np.array([[1.0, 0.0, 0.0], [0.2, 1.0, 0.0], [-0.3, 0.1, 1.0]]), drawn
 
 
 def _origin(model: Model, potential: Potential, numbers: NDArray[np.int64]) -> dict[str, Any]:

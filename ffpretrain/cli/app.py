@@ -35,6 +35,8 @@ VERBS: dict[str, Verb] = {
     "train": Verb("ffpretrain.cli.train", "train", "Train a model from a recipe, from scratch or further."),
     "evaluate": Verb("ffpretrain.cli.evaluate", "evaluate", "Measure a model's errors on labelled frames."),
     "md": Verb("ffpretrain.cli.md", "md", "Run molecular dynamics with a model."),
+    "export": Verb("ffpretrain.cli.export", "export", "Write a model as a file for another program."),
+    "validate": Verb("ffpretrain.cli.validate", "validate", "Examine how far a model can be trusted."),
     "label": Verb("ffpretrain.cli.label", "label", "Sample geometries and label them with a QM engine."),
     "data": Verb("ffpretrain.cli.data", "app", "Inspect, check, convert, split and download datasets."),
     "doctor": Verb("ffpretrain.cli.doctor", "doctor", "Report versions, devices, compiler and packages."),

@@ -20,7 +20,7 @@ from ffpretrain.errors import ArtifactError, DataError, MissingDependencyError, 
 
 # What must not be loaded before a verb needs it.
 HEAVY = ("torch", "ase", "matplotlib", "lightning", "numpy", "h5py", "scipy", "torch_geometric", "pydantic")
-VERBS_NOT_YET = {"validate", "landscape", "report", "export", "import"}
+VERBS_NOT_YET = {"landscape", "report", "import"}
 
 
 def ffpretrain_command(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
