@@ -24,6 +24,10 @@ from ffpretrain.potential import Potential
 FORCE_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 #: the same for the gradient of the summed squares of the forces with respect to the weights
 GRADIENT_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
+_NOT_SMOOTH = (
+    "compile needs a backbone that is smooth at the cutoff; set vector_cutoff=true (torchmd-et) or "
+    "smooth_cutoff=true (egnn)"
+)
 
 
 class AtomicEnergies(nn.Module):
@@ -55,7 +59,7 @@ class CompiledForces:
 
     def __init__(self, potential: Potential) -> None:
         if not potential.backbone.smooth:
-            raise ConfigError("compile needs a backbone that is smooth at the cutoff (vector_cutoff=true)")
+            raise ConfigError(_NOT_SMOOTH)
         self._potential = potential
         self._network = AtomicEnergies(potential)
         self._functions: dict[tuple[int, int], Callable[..., Any]] = {}
@@ -160,7 +164,7 @@ class CompiledVectors:
 
     def __init__(self, backbone: Backbone, head: nn.Module) -> None:
         if not backbone.smooth:
-            raise ConfigError("compile needs a backbone that is smooth at the cutoff (vector_cutoff=true)")
+            raise ConfigError(_NOT_SMOOTH)
 
         def vectors(z: Tensor, pos: Tensor, n_molecules: int) -> Tensor:
             return head(backbone.encode(z, DensePairs(pos, n_molecules, backbone.dtype)))

@@ -96,8 +96,8 @@ class VectorHead(nn.Module):
         super().__init__()
         if not has_vectors:
             raise ConfigError(
-                "a direct vector head needs a backbone with vector features (torchmd-et, painn, egnn); "
-                "use an energy-gradient head with this one"
+                "a direct vector head needs a backbone with vector features: torchmd-et, painn or egnn; "
+                "this one has scalars alone"
             )
         self.first = GatedBlock(n_features, n_features // 2, activate=True)
         self.second = GatedBlock(n_features // 2, 1, scalars=False)

@@ -13,7 +13,9 @@ from ffpretrain.plugins import load_plugin, plugin_names
 __all__ = ["Backbone", "Features", "backbone_class", "create_backbone", "list_backbones"]
 
 _BUILT_IN = {
+    "egnn": "ffpretrain.backbones.egnn:EGNN",
     "painn": "ffpretrain.backbones.painn:PaiNN",
+    "schnet": "ffpretrain.backbones.schnet:SchNet",
     "torchmd-et": "ffpretrain.backbones.torchmd_et:TorchMDET",
 }
 _GROUP = "ffpretrain.backbones"

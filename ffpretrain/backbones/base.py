@@ -100,7 +100,8 @@ class Backbone(nn.Module, ABC):
         """
         if not self.vector_input:
             raise ConfigError(
-                f"backbone {self.name!r} cannot take vectors as input; use one that can: torchmd-et or painn"
+                f"backbone {self.name!r} cannot take vectors as input; use one that can: torchmd-et, painn "
+                "or egnn"
             )
 
     def with_initial(self, x: Tensor, initial: Features | None) -> tuple[Tensor, Tensor | None]:

@@ -17,11 +17,16 @@ from ffpretrain.errors import ConfigError
 SMALL: dict[str, dict[str, Any]] = {
     "torchmd-et": {"hidden": 16, "layers": 2, "heads": 4, "rbf": 8},
     "painn": {"hidden": 16, "layers": 2, "rbf": 8},
+    "egnn": {"hidden": 16, "layers": 2},
+    "schnet": {"hidden": 16, "layers": 2, "filters": 12, "rbf": 8},
 }
 VARIANTS = [
     ("torchmd-et", {"layers": 1, "heads": 1, "trainable_rbf": False}),
     ("painn", {"layers": 1, "shared_filters": True}),
     ("painn", {"layers": 3, "shared_filters": True, "trainable_rbf": True}),
+    ("egnn", {"layers": 1, "attention": False}),
+    ("egnn", {"layers": 3, "update_positions": True}),
+    ("schnet", {"layers": 1}),
 ]
 
 
@@ -109,6 +114,16 @@ def test_same_seed_same_weights(name: str) -> None:
         ("painn", {"layers": 0}, "painn: layers=0 must be above zero"),
         ("painn", {"cutoff": -1.0}, "painn: cutoff=-1.0 must be above zero"),
         ("painn", {"rbf": 1}, "rbf=1: Gaussian"),
+        ("egnn", {"hidden": -1}, "egnn: hidden=-1 must be above zero"),
+        ("egnn", {"numbers": [1, 1]}, "give both numbers .* and bonds .*, or neither"),
+        ("egnn", {"bonds": [[0, 1]]}, "give both numbers .* and bonds .*, or neither"),
+        ("egnn", {"numbers": [], "bonds": []}, "give its atomic numbers"),
+        ("egnn", {"numbers": [1, 1], "bonds": [[0, 2]]}, r"bonds: \[0, 2\] does not join two of the 2 atoms"),
+        ("egnn", {"numbers": [1, 1], "bonds": [[1, 1]]}, r"bonds: \[1, 1\] does not join"),
+        ("egnn", {"numbers": [1, 1], "bonds": [[-1, 1]]}, r"bonds: \[-1, 1\] does not join"),
+        ("egnn", {"numbers": [1, 1], "bonds": [[0]]}, r"bonds: \[0\] does not join"),
+        ("schnet", {"filters": 0}, "schnet: filters=0 must be above zero"),
+        ("schnet", {"rbf": 1}, "rbf=1: Gaussian"),
         ("torchmd-et", {"hidden": 20, "heads": 8}, "hidden=20 is not a multiple of heads=8"),
         ("torchmd-et", {"heads": 0}, "torchmd-et: heads=0 must be above zero"),
         ("torchmd-et", {"vec_norm": "white"}, "unknown vec_norm 'white'"),
