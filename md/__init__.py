@@ -12,15 +12,17 @@ if TYPE_CHECKING:
     from ffpretrain.md.calculator import FFCalculator
     from ffpretrain.md.runtime import Runtime
     from ffpretrain.md.simulation import SimulationResult, simulate
+    from ffpretrain.md.without_energy import forces_only
 
 _LAZY = {
     "FFCalculator": "ffpretrain.md.calculator",
     "Runtime": "ffpretrain.md.runtime",
     "SimulationResult": "ffpretrain.md.simulation",
+    "forces_only": "ffpretrain.md.without_energy",
     "simulate": "ffpretrain.md.simulation",
 }
 
-__all__ = ["FFCalculator", "Runtime", "SimulationResult", "simulate"]
+__all__ = ["FFCalculator", "Runtime", "SimulationResult", "forces_only", "simulate"]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from ase.calculators.calculator import Calculator, all_changes, equal
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes, equal
 from ase.outputs import Properties, all_outputs
 from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import NDArray
@@ -39,6 +39,10 @@ class FFCalculator(Calculator):
     Å. A committee gives the mean of its members and, in ``results``, the standard deviations over them (of
     the members as they are, not of a sample): ``energy_std`` eV, ``forces_std [N, 3]`` eV/Å, and from the
     latter ``forces_spread`` eV/Å, that of the atom they agree on least.
+
+    A field, learned without labels, has forces alone: every other property raises ASE's
+    ``PropertyNotImplementedError``. ASE's optimisers take it through
+    :func:`~ffpretrain.md.without_energy.forces_only`.
 
     Args:
         model: a name of :func:`ffpretrain.list_models`, a model file, a
@@ -82,6 +86,13 @@ class FFCalculator(Calculator):
         self.cards: list[ModelCard | None] = [getattr(p, "card", None) for p in potentials]
         self._committee = not isinstance(model, str | os.PathLike | nn.Module)
         self._limit = SpreadLimit(max_spread, on_spread, len(members))
+        self._without_energy = [
+            _label(m, c)
+            for m, c, p in zip(members, self.cards, potentials, strict=True)
+            if not getattr(p, "has_energy", True)
+        ]
+        if self._without_energy:
+            self.implemented_properties = ["forces"]
         seen: set[str] = set()
         self.familiarities = [Familiarity(card, on_unfamiliar, seen) for card in self.cards]
         self._checked: dict[str, Any] | None = None
@@ -115,6 +126,19 @@ class FFCalculator(Calculator):
     def flagged(self) -> int:
         """How many structures lay beyond ``max_spread`` so far."""
         return self._limit.flagged
+
+    def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
+        """Return a property; called by ASE.
+
+        Raises:
+            PropertyNotImplementedError: the model does not have it.
+        """
+        if name != "forces" and self._without_energy:
+            raise PropertyNotImplementedError(
+                f"{self._without_energy[0]} learned forces that are no gradient of an energy, so it has no "
+                f"{name}; ASE's optimisers relax by forces alone: FIRE(ffpretrain.md.forces_only(atoms))"
+            )
+        return super().get_property(name, atoms, allow_calculation)
 
     def set(self, **kwargs: Any) -> dict[str, Any]:
         """Refuse changes, which would leave a calculator that is not what it says.

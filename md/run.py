@@ -182,7 +182,11 @@ class Run:
         try:  # refuse what the model cannot evaluate before any file is made
             atoms.get_potential_energy()
         except PropertyNotImplementedError as error:
-            raise ConfigError("the model has no energy, which dynamics needs; give a potential") from error
+            raise ConfigError(
+                "the model has no energy, so there are no dynamics with it: forces that are no gradient "
+                "conserve nothing (nve) and have no distribution that a thermostat could sample; fine-tune it "
+                "with labels, or relax with FIRE(ffpretrain.md.forces_only(atoms))"
+            ) from error
         if self.restart is None:
             if s.minimize:
                 self._minimize()
