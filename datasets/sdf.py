@@ -1,4 +1,4 @@
-"""SDF files (MDL V2000): geometries with their total charge, no labels.
+"""SDF files (MDL V2000): geometries with their total charge and their bonds, no labels.
 
 Source: BIOVIA's CTfile formats document: fixed columns, one molecule a record, records end with ``$$$$``.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ffpretrain.datasets import _io
 from ffpretrain.datasets.arrays import check_finite, check_numbers
@@ -27,6 +28,9 @@ def open_sdf(
     allow_2d: bool = False,
 ) -> Dataset:
     """Open the geometries of an SDF file, in the format's Å.
+
+    Where a record has bonds, they stand in the frame's properties: ``bonds [K, 3]``, atom, atom (counted
+    from 0) and the format's type: 1 single, 2 double, 3 triple, 4 aromatic.
 
     Args:
         path: the file.
@@ -50,6 +54,7 @@ def open_sdf(
         sha256={file.name: _io.sha256_of(file)},
         licence=licence,
         units={"length": "angstrom"},
+        properties={"bonds": "atom, atom, order"} if any(frame.properties for frame in frames) else {},
     )
     return InMemoryDataset(frames, metadata)
 
@@ -98,7 +103,22 @@ def _parse(lines: list[str], where: str, allow_2d: bool) -> Frame:
     check_numbers(where, numbers)
     check_finite(lambda _: where, np.ones((1, n_atoms), dtype=bool), positions[None], None, None)
     charge, spin = _charge_and_spin(lines, block, n_atoms + n_bonds, where)
-    return Frame(numbers=numbers, positions=positions, charge=charge, spin=spin)
+    bonds = _bonds(lines[4 + n_atoms : 4 + n_atoms + n_bonds], n_atoms, where)
+    properties = {"bonds": bonds} if n_bonds else {}
+    return Frame(numbers=numbers, positions=positions, charge=charge, spin=spin, properties=properties)
+
+
+def _bonds(block: list[str], n_atoms: int, where: str) -> NDArray[np.int64]:
+    """Return atom, atom and type of each bond ``[K, 3]``, atoms counted from 0."""
+    try:
+        rows = [[int(row[c : c + 3]) for c in (0, 3, 6)] for row in block]
+    except ValueError as error:
+        raise DataError(f"{where}: a bond is no row of numbers ({error}); repair the file") from error
+    bonds = np.array(rows, dtype=np.int64).reshape(-1, 3)
+    ends = bonds[:, :2]
+    if ((ends < 1) | (ends > n_atoms)).any() or (ends[:, 0] == ends[:, 1]).any():
+        raise DataError(f"{where}: a bond does not join two of its {n_atoms} atoms; repair the file")
+    return bonds - np.array([1, 1, 0])
 
 
 def _charge_and_spin(lines: list[str], block: list[str], n_rows: int, where: str) -> tuple[int, int]:

@@ -13,15 +13,18 @@ from torch.utils.data import Sampler
 from ffpretrain.datasets.frames import Dataset, Frame
 from ffpretrain.errors import DataError
 from ffpretrain.graphs import Sample, batch_graphs, graph_from_frame
+from ffpretrain.training.properties import PropertyReader
 
 _LABELS = ("energy", "forces", "stress")
+#: properties of frames that list atoms, and the length of a row; they become extras, their number beside them
+_LISTS = {"bonds": 3, "torsions": 4}
 
 
 def sample_from_frame(frame: Frame, cutoff: float, index: int) -> Sample:
     """Return a frame as a sample of one structure.
 
     Args:
-        frame: labels that it has become targets.
+        frame: labels that it has become targets; ``bonds`` and ``torsions`` among its properties extras.
         cutoff: Å, of the edges.
         index: identifies the frame; noise is drawn by it.
     """
@@ -39,6 +42,11 @@ def sample_from_frame(frame: Frame, cutoff: float, index: int) -> Sample:
     }
     if frame.fixed is not None:
         extras["fixed"] = torch.as_tensor(frame.fixed)
+    for name, width in _LISTS.items():
+        rows = np.asarray(frame.properties.get(name, 0))
+        if rows.ndim == 2 and rows.shape[1] == width:
+            extras[name] = torch.as_tensor(rows.astype(np.int64))
+            extras[f"n_{name}"] = torch.tensor([len(rows)])
     return Sample(graph_from_frame(frame, cutoff), targets, extras)
 
 
@@ -48,10 +56,11 @@ class SampleDataset(TorchDataset[Sample]):
     Args:
         frames: the frames, in eV and Å.
         cutoff: Å.
-        needs: labels every frame must have.
+        needs: labels every frame must have; names of properties become targets of that name.
         ids: number of each frame, for noise and messages; None counts from 0.
 
     Raises:
+        ConfigError: the data have no such property.
         DataError: a frame lacks a label; names it.
     """
 
@@ -64,14 +73,18 @@ class SampleDataset(TorchDataset[Sample]):
     ) -> None:
         self._samples = []
         numbers = range(len(frames)) if ids is None else ids.tolist()
+        readers = {name: PropertyReader.of(frames, name) for name in needs if name not in _LABELS}
         for i, frame in zip(numbers, frames, strict=True):
             for name in needs:
-                if getattr(frame, name) is None:
+                if name not in readers and getattr(frame, name) is None:
                     raise DataError(
                         f"frame {i} of {frames.metadata.name} has no {name}; label the data first "
                         "(ffpretrain label) or choose an objective that needs no labels"
                     )
-            self._samples.append(sample_from_frame(frame, cutoff, i))
+            sample = sample_from_frame(frame, cutoff, i)
+            for name, read in readers.items():
+                sample.targets[name] = torch.tensor([read(frame, i)], dtype=torch.float64)
+            self._samples.append(sample)
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -81,7 +94,14 @@ class SampleDataset(TorchDataset[Sample]):
 
 
 def collate(samples: Sequence[Sample]) -> Sample:
-    """Concatenate samples; labels and extras that not all of them have are left out."""
+    """Concatenate samples; labels and extras that not all of them have are left out.
+
+    Of bonds and torsions, which count atoms in each structure, the number is -1 where a structure has none.
+    """
+    for name, width in _LISTS.items():
+        if any(name in s.extras for s in samples):
+            absent = {name: torch.empty(0, width, dtype=torch.int64), f"n_{name}": torch.tensor([-1])}
+            samples = [s if name in s.extras else s._replace(extras={**s.extras, **absent}) for s in samples]
     first = samples[0]
     targets = {
         key: torch.cat([s.targets[key] for s in samples])

@@ -37,6 +37,28 @@ def test_geometries_are_rdkits(tmp_path: Path) -> None:
         assert (frame.energy, frame.forces, frame.charge, frame.spin) == (None, None, 0, 1)
 
 
+def test_bonds_are_rdkits(tmp_path: Path) -> None:
+    blocks = [record("CC#CC(=O)N"), record("c1ccccc1O")]
+    dataset = open_dataset(write(tmp_path, *blocks))
+    for frame, block in zip(dataset, blocks, strict=True):
+        bonds = Chem.MolFromMolBlock(block, removeHs=False, sanitize=False).GetBonds()
+        expected = [[b.GetBeginAtomIdx(), b.GetEndAtomIdx(), int(b.GetBondTypeAsDouble())] for b in bonds]
+        assert frame.properties["bonds"].tolist() == expected
+    assert dataset.metadata.properties == {"bonds": "atom, atom, order"}
+    atom = "    0.0000    0.0000    0.0000 Ne  0  0\n"
+    lone = open_dataset(write(tmp_path, f"neon\n\n\n  1  0  0  0  0  0  0  0  0  0999 V2000\n{atom}M  END\n"))
+    assert lone[0].properties == {}
+    assert lone.metadata.properties == {}
+
+
+@pytest.mark.parametrize("row", ["  1  9  1  0", "  0  1  1  0", "  1  1  1  0", "  1  x  1  0"])
+def test_wrong_bonds_are_refused(tmp_path: Path, row: str) -> None:
+    lines = record("C").splitlines()
+    lines[9] = row
+    with pytest.raises(DataError, match=r"record 0: a bond .*; repair the file"):
+        open_dataset(write(tmp_path, "\n".join(lines) + "\n"))
+
+
 @pytest.mark.parametrize(
     ("smiles", "charge", "spin"),
     [("CC(=O)[O-]", -1, 1), ("[NH3+]CC(=O)[O-]", 0, 1), ("C[NH3+]", 1, 1), ("[CH3]", 0, 2)],
