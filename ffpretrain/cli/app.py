@@ -37,6 +37,7 @@ VERBS: dict[str, Verb] = {
     "md": Verb("ffpretrain.cli.md", "md", "Run molecular dynamics with a model."),
     "export": Verb("ffpretrain.cli.export", "export", "Write a model as a file for another program."),
     "validate": Verb("ffpretrain.cli.validate", "validate", "Examine how far a model can be trusted."),
+    "report": Verb("ffpretrain.cli.report", "report", "Write one HTML page about a model or a run."),
     "label": Verb("ffpretrain.cli.label", "label", "Sample geometries and label them with a QM engine."),
     "data": Verb("ffpretrain.cli.data", "app", "Inspect, check, convert, split and download datasets."),
     "doctor": Verb("ffpretrain.cli.doctor", "doctor", "Report versions, devices, compiler and packages."),

@@ -28,26 +28,25 @@ def evaluate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
 ) -> None:
-    """Print energy and force errors (MAE, RMSE) of MODEL on DATA, with units."""
-    from ffpretrain.artifacts import load_potential
+    """Print errors (MAE, RMSE) of MODEL on DATA, with units: energies and forces, or its property."""
+    from ffpretrain.artifacts import MeasuredErrors, load_potential
     from ffpretrain.cli.progress import counting
     from ffpretrain.datasets import open_dataset
     from ffpretrain.datasets.splits import load_splits
-    from ffpretrain.evaluation import measured_errors, predict
+    from ffpretrain.evaluation import measure
 
     potential = load_potential(model, device=device, dtype=dtype)
-    frames = open_dataset(data, *([molecule] if molecule else []), **_reader_options(option))
+    frames = open_dataset(data, *([molecule] if molecule else []), **reader_options(option))
     if split is not None:
         frames = load_splits(split, frames).apply(frames)[part]
     if limit is not None:
         frames = frames[: min(limit, len(frames))]
     with counting("evaluate", len(frames), quiet=as_json) as advance:
-        predictions = predict(potential, frames, advance)
+        table = measure(potential, frames, advance)
     description = f"{frames.metadata.name}, {_which(option, split, part)}{len(frames)} frames"
-    measured = measured_errors(predictions, description)
+    measured = MeasuredErrors(dataset=description, n_frames=len(frames), quantities=table)
     if record is not None:
         _record(potential, model, record, measured)
-    table = measured.quantities
     card = potential.card
     shared = _files_in_common(card, frames.metadata.sha256)
     result: dict[str, Any] = {
@@ -66,7 +65,12 @@ def evaluate(
     _print_table(result)
 
 
-def _reader_options(pairs: list[str] | None) -> dict[str, Any]:
+def reader_options(pairs: list[str] | None) -> dict[str, Any]:
+    """Return the reader's options of ``key=value`` words.
+
+    Raises:
+        ConfigError: a word without an equals sign.
+    """
     import yaml
 
     from ffpretrain.errors import ConfigError

@@ -17,6 +17,7 @@ from ffpretrain.evaluation import Predictions, error_table, predict
 from ffpretrain.md import simulate
 from ffpretrain.plots import plot_conservation, plot_force_parity, plot_loss
 from ffpretrain.recipes import load_recipe
+from ffpretrain.report import write_report
 from ffpretrain.training import train
 from ffpretrain.training.run import write_json
 
@@ -68,6 +69,7 @@ def run_demo(out: Path, say: Say = print, *, progress: bool = True, scale: float
         "dynamics": runs,
     }
     _figures(out, predictions)
+    write_report(out / "finetune", out / "report.html", beside=out)
     write_json(out / MARKER, results)
     _farewell(out, results["seconds"], say)
     return results
@@ -175,6 +177,7 @@ def _farewell(out: Path, seconds: float, say: Say) -> None:
     for name, what in (
         ("demo-ethanol.safetensors", "the model"),
         ("ethanol-nvt/, ethanol-nve/, aspirin-nvt/, aspirin-nve/", "trajectories (ase gui) and logs"),
+        ("report.html", "all of it on one page, for a browser"),
         ("results.json", "every number, with units"),
         ("loss.png, force-parity.png, energy-conservation.png", "plots"),
     ):

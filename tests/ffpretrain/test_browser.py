@@ -1,0 +1,163 @@
+"""The pages in a real browser: no error on its console, plots that answer to a click, a page that prints.
+
+Chromium and its driver are asked for over HTTP as the W3C's WebDriver protocol has it; where they are not
+installed the tests are skipped, unless FFPRETRAIN_REQUIRE_BROWSER is set, as it is in CI.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ffpretrain.datasets import open_dataset
+from ffpretrain.report import write_report
+
+_FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1000,1400",
+]
+
+
+class Browser:
+    """A session of a headless Chromium."""
+
+    def __init__(self, port: int, profile: Path) -> None:
+        self.address = f"http://127.0.0.1:{port}"
+        options = {"binary": shutil.which("chromium"), "args": [*_FLAGS, f"--user-data-dir={profile}"]}
+        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+        made = self._ask("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
+        self.session = f"/session/{made['sessionId']}"
+
+    def _ask(self, method: str, path: str, content: dict[str, Any] | None = None) -> Any:
+        body = None if content is None else json.dumps(content).encode()
+        request = urllib.request.Request(self.address + path, body, method=method)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)["value"]
+
+    def open(self, page: Path) -> None:
+        self._ask("POST", f"{self.session}/url", {"url": page.as_uri()})
+
+    def run(self, script: str, *values: Any) -> Any:
+        return self._ask("POST", f"{self.session}/execute/sync", {"script": script, "args": list(values)})
+
+    def click(self, selector: str, x: int = 0, y: int = 0) -> None:
+        found = self._ask("POST", f"{self.session}/element", {"using": "css selector", "value": selector})
+        self.run("arguments[0].scrollIntoView({block: 'center'})", found)
+        moves = [
+            {"type": "pointerMove", "origin": found, "x": x, "y": y, "duration": 0},
+            {"type": "pointerDown", "button": 0},
+            {"type": "pointerUp", "button": 0},
+        ]
+        mouse = {"type": "pointer", "id": "mouse", "actions": moves}
+        self._ask("POST", f"{self.session}/actions", {"actions": [mouse]})
+
+    def errors(self) -> list[str]:
+        entries = self._ask("POST", f"{self.session}/se/log", {"type": "browser"})
+        return [entry["message"] for entry in entries if entry["level"] in ("SEVERE", "WARNING")]
+
+    def pdf(self) -> bytes:
+        return base64.b64decode(self._ask("POST", f"{self.session}/print", {}))
+
+    def close(self) -> None:
+        self._ask("DELETE", self.session)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    if shutil.which("chromium") is None or shutil.which("chromedriver") is None:
+        reason = "Chromium is not installed: apt-get install chromium chromium-driver"
+        if os.environ.get("FFPRETRAIN_REQUIRE_BROWSER"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    driver = subprocess.Popen(["chromedriver", f"--port={port}"], stdout=subprocess.DEVNULL)
+    try:
+        session = _connect(port, tmp_path_factory.mktemp("profile"))
+        yield session
+        session.close()
+    finally:
+        driver.kill()
+        driver.wait()
+
+
+def _connect(port: int, profile: Path) -> Browser:
+    for _ in range(100):
+        try:
+            return Browser(port, profile)
+        except ConnectionError:
+            time.sleep(0.2)
+        except urllib.error.URLError as error:
+            if not isinstance(error.reason, ConnectionError):
+                raise
+            time.sleep(0.2)
+    raise TimeoutError("chromedriver did not start")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from ffpretrain.artifacts import make_card, save_potential
+    from ffpretrain.backbones import create_backbone
+    from ffpretrain.potential import Potential
+
+    folder = tmp_path_factory.mktemp("page")
+    potential = Potential(create_backbone("painn", hidden=16, layers=1), elements=[1, 6, 8])
+    path = folder / "model.safetensors"
+    save_potential(potential, path, make_card(potential, name="small"))
+    return write_report(path, folder / "report.html", frames=open_dataset("ethanol-gfn2"), limit=20)
+
+
+def test_a_report_opens_without_a_word_on_the_console(browser: Browser, report: Path) -> None:
+    browser.open(report)
+    assert browser.errors() == []
+    assert browser.run("return document.querySelectorAll('svg, canvas').length") >= 3
+    loaded = browser.run("return performance.getEntriesByType('resource').map(e => e.name)")
+    assert [name for name in loaded if not name.startswith("data:")] == []
+
+
+def test_a_click_on_a_parity_plot_names_the_nearest_point(browser: Browser, report: Path) -> None:
+    browser.open(report)
+    assert browser.run("return document.querySelector('.plot output').textContent") == ""
+    browser.click(".plot canvas", 5, 5)
+    said = browser.run("return document.querySelector('.plot output').textContent")
+    assert said.split(":")[0] in ("H", "C", "O")
+    assert "eV/Å" in said
+
+
+def test_elements_can_be_switched_off(browser: Browser, report: Path) -> None:
+    browser.open(report)
+    for name in ("H", "C"):
+        browser.click(f".plot button[data-name={name}]")
+    pressed = browser.run(
+        "return [...document.querySelectorAll('.plot button')].map(b => b.getAttribute('aria-pressed'))"
+    )
+    assert pressed == ["false", "false", "true"]
+    browser.click(".plot canvas", 5, 5)
+    assert browser.run("return document.querySelector('.plot output').textContent").startswith("O:")
+
+
+def test_a_report_prints(browser: Browser, report: Path) -> None:
+    browser.open(report)
+    printed = browser.pdf()
+    assert printed.startswith(b"%PDF")
+    assert len(printed) > 10_000
