@@ -19,9 +19,11 @@ _BUILT_IN = {
     "coord": "ffpretrain.objectives.coord:Coord",
     "dens": "ffpretrain.objectives.dens:DeNS",
     "denoisevae": "ffpretrain.objectives.denoisevae:DenoiseVAE",
+    "frad": "ffpretrain.objectives.frad:Frad",
     "georecon": "ffpretrain.objectives.georecon:GeoRecon",
     "ndem": "ffpretrain.objectives.ndem:NDeM",
     "se3-ddm": "ffpretrain.objectives.se3_ddm:SE3DDM",
+    "slide": "ffpretrain.objectives.slide:SliDe",
     "supervised": "ffpretrain.objectives.supervised:Supervised",
 }
 _GROUP = "ffpretrain.objectives"

@@ -126,7 +126,7 @@ def build_card(run: Run, potential: Model, survey: Survey, **learned: Any) -> Mo
     labelled = run.module.objective.needs_labels
     single = len(survey.compositions) == 1
     unlabelled_zero = ARBITRARY_ZERO if potential.conservative else None
-    given = recipe.objective.options
+    given = {key: _bare(value) for key, value in recipe.objective.options.items()}
     return make_card(
         potential,
         recipe.name,
@@ -215,6 +215,8 @@ def _reference_geometry(survey: Survey) -> ReferenceGeometry:
 def public_recipe(run: Run) -> dict[str, Any]:
     """Return the resolved recipe for the card: files by name alone, and no folder of this machine."""
     raw = run.recipe.model_dump(mode="json")
+    options = raw["objective"]["options"]
+    options.update({key: _bare(value) for key, value in options.items()})
     data = raw["data"]
     data["options"] = {key: _bare(value) for key, value in data["options"].items() if key != "root"}
     for key in ("source", "molecule", "split_file"):
