@@ -14,7 +14,9 @@ from ffpretrain.artifacts import MeasuredErrors, Quantity
 from ffpretrain.datasets.frames import Dataset
 from ffpretrain.errors import DataError, NonFiniteError
 from ffpretrain.potential import Model
+from ffpretrain.property import PropertyModel
 from ffpretrain.training.data import collate, sample_from_frame
+from ffpretrain.training.properties import PropertyReader
 from ffpretrain.units import KCAL_PER_MOL
 
 #: structures evaluated together are chosen so that a batch holds about this many atoms
@@ -156,6 +158,60 @@ def error_table(predictions: Predictions) -> dict[str, Quantity]:
         std = float(np.std(p.energy_label))
         table["energy_label_std"] = Quantity(value=std, unit="eV")
     return table
+
+
+def measure(
+    model: Model, frames: Dataset, progress: Callable[[int], Any] | None = None
+) -> dict[str, Quantity]:
+    """Return the errors of a model on labelled frames, with units.
+
+    Args:
+        model: in eval mode.
+        frames: with energies or forces, or with the property that the model is of.
+        progress: called with the number of frames done after each batch.
+
+    Raises:
+        ConfigError: the frames have no such property.
+        DataError: no frames, labels missing on some frames, of another unit, or another level of theory.
+        UnsupportedInputError: an element the model never saw.
+        NonFiniteError: the model gives NaN or an infinity; names the frame.
+    """
+    if isinstance(model, PropertyModel):
+        return _property_errors(model, frames, progress)
+    return error_table(predict(model, frames, progress))
+
+
+def _property_errors(
+    model: PropertyModel, frames: Dataset, progress: Callable[[int], Any] | None
+) -> dict[str, Quantity]:
+    read = PropertyReader.of(frames, model.name)
+    if read.unit != model.unit:
+        raise DataError(f"{read.dataset} has {model.name} in {read.unit}, the model in {model.unit}")
+    if len(frames) == 0:
+        raise DataError(f"{read.dataset} has no frames to evaluate")
+    check_level_of_theory(model, frames)
+    labels = np.array([read(frame, i) for i, frame in enumerate(frames)])
+    found = []
+    size = max(1, ATOMS_PER_BATCH // max(1, len(frames[0])))
+    for start in range(0, len(frames), size):
+        chunk = [frames[i] for i in range(start, min(start + size, len(frames)))]
+        batch = collate([sample_from_frame(f, model.cutoff, start + i) for i, f in enumerate(chunk)])
+        value = model(batch.graph.to(model.known.device))[model.name]
+        if not bool(torch.isfinite(value).all()):
+            raise NonFiniteError(
+                f"the model's {model.name} is not finite between frames {start} and {start + len(chunk) - 1} "
+                f"of {read.dataset}; check these frames or the model"
+            )
+        found.append(value.cpu().numpy())
+        if progress is not None:
+            progress(start + len(chunk))
+    residual = np.concatenate(found) - labels
+    errors = {
+        "mae": np.abs(residual).mean(),
+        "rmse": np.sqrt(np.square(residual).mean()),
+        "label_std": np.std(labels),
+    }
+    return {f"{model.name}_{key}": Quantity(value=float(v), unit=model.unit) for key, v in errors.items()}
 
 
 def measured_errors(predictions: Predictions, dataset: str) -> MeasuredErrors:

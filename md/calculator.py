@@ -21,6 +21,7 @@ from ffpretrain.md.committee import SpreadLimit, SpreadPolicy
 from ffpretrain.md.paths import Evaluation
 from ffpretrain.md.runtime import CompileOption, Runtime
 from ffpretrain.md.unfamiliar import CHARGE_KEYS, SPIN_KEYS, Familiarity, Policy
+from ffpretrain.property import PropertyModel
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -42,7 +43,7 @@ class FFCalculator(Calculator):
 
     A field, learned without labels, has forces alone: every other property raises ASE's
     ``PropertyNotImplementedError``. ASE's optimisers take it through
-    :func:`~ffpretrain.md.without_energy.forces_only`.
+    :func:`~ffpretrain.md.without_energy.forces_only`. A model of a property has nothing that ASE knows.
 
     Args:
         model: a name of :func:`ffpretrain.list_models`, a model file, a
@@ -93,6 +94,10 @@ class FFCalculator(Calculator):
         ]
         if self._without_energy:
             self.implemented_properties = ["forces"]
+        of_property = [p for p in potentials if isinstance(p, PropertyModel)]
+        self._property = f"{of_property[0].name} ({of_property[0].unit})" if of_property else ""
+        if self._property:
+            self.implemented_properties = []
         seen: set[str] = set()
         self.familiarities = [Familiarity(card, on_unfamiliar, seen) for card in self.cards]
         self._checked: dict[str, Any] | None = None
@@ -118,6 +123,11 @@ class FFCalculator(Calculator):
         return self.cards[0]
 
     @property
+    def conservative(self) -> bool:
+        """Whether the forces are the gradient of the energy, for every member."""
+        return all(getattr(runtime.model, "conservative", True) for runtime in self.runtimes)
+
+    @property
     def backend(self) -> str:
         """How the last structure was evaluated, such as ``dense float32 cpu``; empty before the first."""
         return self.runtimes[0].backend
@@ -133,6 +143,11 @@ class FFCalculator(Calculator):
         Raises:
             PropertyNotImplementedError: the model does not have it.
         """
+        if self._property:
+            raise PropertyNotImplementedError(
+                f"{self._without_energy[0]} predicts {self._property} alone, no {name}; "
+                "call the model itself for it: load_potential(...)(graph)"
+            )
         if name != "forces" and self._without_energy:
             raise PropertyNotImplementedError(
                 f"{self._without_energy[0]} learned forces that are no gradient of an energy, so it has no "

@@ -126,10 +126,11 @@ class ModelCard(_Strict):
     package_version: str = Field(default=__version__, description="ffpretrain that wrote the file")
     name: str = Field(min_length=1)
     description: str = ""
-    kind: Literal["potential", "direct", "field", "pretrained"] = Field(
+    kind: Literal["potential", "direct", "field", "property", "pretrained"] = Field(
         default="potential",
         description="potential: energy with forces by differentiation; direct: energy, and forces that are "
-        "not its gradient; field: forces without an energy; pretrained: weights to start from, whose energy means nothing",
+        "not its gradient; field: forces without an energy; "
+        "property: one number for each structure; pretrained: weights to start from, whose energy means nothing",
     )
     backbone: Component
     head: Component = Field(default_factory=lambda: Component(name="energy"))

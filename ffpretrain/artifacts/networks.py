@@ -19,11 +19,13 @@ from ffpretrain.errors import ArtifactError, UserError
 from ffpretrain.heads import EnergyHead, VectorHead
 from ffpretrain.objectives.fields import Learned
 from ffpretrain.potential import Model, Potential, known_elements
+from ffpretrain.property import PropertyHead, PropertyModel
 
 #: heads of potentials
 _ENERGY_HEADS: dict[str, type[EnergyHead]] = {"energy": EnergyHead, "schnet-energy": ShiftedSoftplusHead}
 #: the two heads of a model whose forces are not the gradient of its energy
 _DIRECT = "energy+vector"
+_PROPERTY = "property"
 #: what objectives learn without labels, by the name of its head
 _LEARNED = {
     "vector": "ffpretrain.objectives.fields:DenoisingField",
@@ -34,7 +36,7 @@ _LEARNED = {
 
 def can_be_saved(model: nn.Module) -> bool:
     """Return whether a file can hold this class of model."""
-    return type(model) in (Potential, DirectPotential) or _is_learned(model)
+    return type(model) in (Potential, DirectPotential, PropertyModel) or _is_learned(model)
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
@@ -43,7 +45,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
     Raises:
         ArtifactError: a class, backbone or head that :func:`rebuild` could not make again.
     """
-    if not (can_be_saved(model) and isinstance(model, Potential | DirectPotential | Learned)):
+    if not (can_be_saved(model) and isinstance(model, Potential | DirectPotential | PropertyModel | Learned)):
         raise ArtifactError(
             f"only a potential or a learned field can be saved, not {type(model).__name__}; unwrap compiled "
             "modules first, or save the network that the objective trained"
@@ -62,8 +64,14 @@ def describe(model: nn.Module) -> dict[str, Any]:
         "backbone": {"name": name, "options": options},
         "elements": model.elements,
         "cutoff": backbone.cutoff,
-        **(_describe_learned(model) if isinstance(model, Learned) else _describe_potential(model)),
+        **_describe(model),
     }
+
+
+def _describe(model: Potential | DirectPotential | PropertyModel | Learned) -> dict[str, Any]:
+    if isinstance(model, PropertyModel):
+        return _describe_property(model)
+    return _describe_learned(model) if isinstance(model, Learned) else _describe_potential(model)
 
 
 def rebuild(card: ModelCard, where: str) -> Model:
@@ -76,7 +84,7 @@ def rebuild(card: ModelCard, where: str) -> Model:
     Raises:
         ArtifactError: an unknown head, or a network that cannot be built.
     """
-    if card.head.name not in {*_ENERGY_HEADS, *_LEARNED, _DIRECT}:
+    if card.head.name not in {*_ENERGY_HEADS, *_LEARNED, _DIRECT, _PROPERTY}:
         raise ArtifactError(
             f"{where}: unknown head {card.head.name!r}; upgrade with: pip install -U ffpretrain"
         )
@@ -93,7 +101,7 @@ def rebuild(card: ModelCard, where: str) -> Model:
         ) from error
     if backbone.cutoff != card.cutoff:
         contradiction = f"cutoff {card.cutoff} and the backbone has {backbone.cutoff}"
-    elif (card.kind in ("field", "direct")) == model.conservative:
+    elif (card.kind in ("field", "direct", "property")) == model.conservative:
         contradiction = f"kind {card.kind!r} and head {card.head.name!r}"
     else:
         return model
@@ -109,6 +117,8 @@ def _rebuild(card: ModelCard, backbone: Backbone) -> Model:
         factor = card.energy_scale if card.force_scale is None else card.force_scale
         head = cls.head_class(backbone.n_features, **card.head.options)
         return cls(network, head, factor, card)
+    if card.head.name == _PROPERTY:
+        return _rebuild_property(card, backbone)
     direct = card.head.name == _DIRECT
     head_class = EnergyHead if direct else _ENERGY_HEADS[card.head.name]
     head = head_class(backbone.n_features, backbone.has_vectors, **card.head.options)
@@ -159,6 +169,26 @@ def _describe_learned(model: Learned) -> dict[str, Any]:
         "force_scale": None if model.conservative else factor,
         "reference_energies": {},
     }
+
+
+def _describe_property(model: PropertyModel) -> dict[str, Any]:
+    if type(model.head) is not PropertyHead:
+        raise _unknown_head(model.head, [_PROPERTY])
+    return {
+        "kind": "property",
+        "head": {"name": _PROPERTY, "options": model.options()},
+        "energy_scale": 1.0,
+        "energy_shift": 0.0,
+        "force_scale": None,
+        "reference_energies": {},
+    }
+
+
+def _rebuild_property(card: ModelCard, backbone: Backbone) -> PropertyModel:
+    options: dict[str, Any] = dict(card.head.options)
+    head = PropertyHead(backbone.n_features, backbone.has_vectors, options.pop("readout", "none"))
+    options["reference"] = {int(z): value for z, value in options.get("reference", {}).items()}
+    return PropertyModel(backbone, head, known_elements(card.elements, backbone), card=card, **options)
 
 
 def _is_learned(model: nn.Module) -> bool:

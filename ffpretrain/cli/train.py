@@ -88,6 +88,11 @@ def lines(summary: dict[str, Any]) -> list[str]:
             f"validation: force MAE {kcal:.3f} kcal/mol/Å ({1000 * forces:.1f} meV/Å), energy MAE "
             f"{1000 * energy:.1f} meV on {summary['validation_frames']} frames"
         )
+    if summary["kind"] == "property":
+        name = next(key for key in errors if key.endswith("_mae"))
+        mae, unit = errors[name]["value"], errors[name]["unit"]
+        said = f"{name.removesuffix('_mae')} MAE {mae:.5g} {unit}"
+        text.append(f"validation: {said} on {summary['validation_frames']} frames")
     if "loss" in errors:
         from ffpretrain.objectives.floors import describe
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from ffpretrain.backbones import Backbone
@@ -34,17 +35,24 @@ def list_objectives() -> list[str]:
     return sorted({*_BUILT_IN, *plugin_names(_GROUP)})
 
 
-def objective_class(name: str) -> type[Objective]:
+def objective_class(name: str, options: Mapping[str, Any] | None = None) -> type[Objective]:
     """Return the class of an objective.
+
+    Args:
+        name: one of :func:`list_objectives`.
+        options: its fields, where some of them ask for another class.
 
     Raises:
         ConfigError: no objective has this name.
     """
+    cls: type[Objective]
     if name in _BUILT_IN:
         module, _, attribute = _BUILT_IN[name].partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        cls = getattr(importlib.import_module(module), attribute)
+        return cls.variant(options or {})
     if name in plugin_names(_GROUP):
-        return load_plugin(_GROUP, name)
+        cls = load_plugin(_GROUP, name)
+        return cls.variant(options or {})
     raise ConfigError(f"unknown objective {name!r}{nearest(name, list_objectives())}")
 
 
@@ -66,7 +74,7 @@ def create_objective(
         ConfigError: an unknown name or option, both or neither of backbone and potential, or a backbone that
             cannot serve the objective.
     """
-    cls = objective_class(name)
+    cls = objective_class(name, options)
     if (backbone is None) == (potential is None):
         raise ConfigError(f"objective {name!r}: give exactly one of backbone= and potential=")
     known = [p for p in inspect.signature(cls.__init__).parameters if p not in ("self", "potential")]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ffpretrain.backbones.base import Backbone
 from ffpretrain.errors import ConfigError, DataError
-from ffpretrain.graphs import Graph, Sample
+from ffpretrain.graphs import Graph, Sample, atoms_per_graph
 from ffpretrain.neighbors import neighbor_list
 from ffpretrain.potential import Potential
 
@@ -49,6 +50,41 @@ class Objective(nn.Module, ABC):
     def unit_of(self, term: str) -> str:
         """Return the unit of a term of :meth:`forward`; most are pure numbers, ``"1"``."""
         return "1"
+
+    @classmethod
+    def variant(cls, options: Mapping[str, Any]) -> type[Objective]:
+        """Return the class that serves these options; mostly this one."""
+        return cls
+
+    @classmethod
+    def labels(cls, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return what every frame must have: energies and forces, or nothing, or properties by name."""
+        return ("energy", "forces") if cls.needs_labels else ()
+
+    @property
+    def monitor(self) -> str:
+        """The quantity of a validation that selects the best weights; smaller is better."""
+        return "forces_mae" if self.needs_labels else "loss"
+
+    def validation_errors(self, sample: Sample) -> dict[str, tuple[float, int]]:
+        """Return errors of what was learned, with labels: a sum and what to divide it by, for each name.
+
+        ``..._mse`` becomes the root of its mean. Forces in eV/Å, energies in eV.
+
+        Args:
+            sample: a batch with its labels.
+        """
+        out = self.potential()(sample.graph, stress=False)
+        force_error = out["forces"] - sample.targets["forces"]
+        energy_error = out["energy"] - sample.targets["energy"]
+        each = energy_error / atoms_per_graph(sample.graph)
+        components, graphs = force_error.numel(), sample.graph.n_graphs
+        return {
+            "forces_mae": (float(force_error.abs().sum()), components),
+            "forces_mse": (float(force_error.square().sum()), components),
+            "energy_mae": (float(energy_error.abs().sum()), graphs),
+            "energy_per_atom_mae": (float(each.abs().sum()), graphs),
+        }
 
     def at_step(self, step: int, max_steps: int) -> None:
         """Take notice of where training stands; the trainer says it before each training step.

@@ -1,10 +1,10 @@
-"""Supervised training on energies and forces."""
+"""Supervised training on energies and forces; on a property, :mod:`ffpretrain.objectives.property`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -96,6 +96,15 @@ class Supervised(Objective):
         if self.force_head is not None:
             raise ConfigError("main_head='direct' has no compiled path; set compile: false")
         self._evaluate = CompiledForces(self.network)
+
+    @classmethod
+    def variant(cls, options: Mapping[str, Any]) -> type[Objective]:
+        """See :class:`~ffpretrain.objectives.base.Objective`: a property is learned by a class of its own."""
+        if cls is not Supervised or options.get("property") is None:
+            return cls
+        from ffpretrain.objectives.property import SupervisedProperty
+
+        return SupervisedProperty
 
     def forward(self, sample: Sample | Graph, generator: torch.Generator) -> dict[str, Tensor]:
         """See :class:`~ffpretrain.objectives.base.Objective`."""

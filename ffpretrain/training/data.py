@@ -13,6 +13,7 @@ from torch.utils.data import Sampler
 from ffpretrain.datasets.frames import Dataset, Frame
 from ffpretrain.errors import DataError
 from ffpretrain.graphs import Sample, batch_graphs, graph_from_frame
+from ffpretrain.training.properties import PropertyReader
 
 _LABELS = ("energy", "forces", "stress")
 #: properties of frames that list atoms, and the length of a row; they become extras, their number beside them
@@ -55,10 +56,11 @@ class SampleDataset(TorchDataset[Sample]):
     Args:
         frames: the frames, in eV and Å.
         cutoff: Å.
-        needs: labels every frame must have.
+        needs: labels every frame must have; names of properties become targets of that name.
         ids: number of each frame, for noise and messages; None counts from 0.
 
     Raises:
+        ConfigError: the data have no such property.
         DataError: a frame lacks a label; names it.
     """
 
@@ -71,14 +73,18 @@ class SampleDataset(TorchDataset[Sample]):
     ) -> None:
         self._samples = []
         numbers = range(len(frames)) if ids is None else ids.tolist()
+        readers = {name: PropertyReader.of(frames, name) for name in needs if name not in _LABELS}
         for i, frame in zip(numbers, frames, strict=True):
             for name in needs:
-                if getattr(frame, name) is None:
+                if name not in readers and getattr(frame, name) is None:
                     raise DataError(
                         f"frame {i} of {frames.metadata.name} has no {name}; label the data first "
                         "(ffpretrain label) or choose an objective that needs no labels"
                     )
-            self._samples.append(sample_from_frame(frame, cutoff, i))
+            sample = sample_from_frame(frame, cutoff, i)
+            for name, read in readers.items():
+                sample.targets[name] = torch.tensor([read(frame, i)], dtype=torch.float64)
+            self._samples.append(sample)
 
     def __len__(self) -> int:
         return len(self._samples)

@@ -25,7 +25,7 @@ from ffpretrain.artifacts import (
 )
 from ffpretrain.artifacts.networks import can_be_saved
 from ffpretrain.errors import DataError
-from ffpretrain.evaluation import error_table, predict
+from ffpretrain.evaluation import measure
 from ffpretrain.objectives import objective_class
 from ffpretrain.objectives.floors import is_reference
 from ffpretrain.potential import Model
@@ -134,14 +134,14 @@ def build_card(run: Run, potential: Model, survey: Survey, **learned: Any) -> Mo
         **learned,
         charges=survey.charges,
         spins=survey.spins,
-        energy_zero=metadata.energy_zero if labelled else unlabelled_zero,
+        energy_zero=metadata.energy_zero if labelled and potential.has_energy else unlabelled_zero,
         level_of_theory=metadata.level_of_theory if labelled else None,
         training_data=[_training_data(run)],
         compositions=survey.compositions if len(survey.compositions) <= MANY_COMPOSITIONS else None,
         min_distance=survey.min_distance,
         pair_distances=survey.pair_distances,
         objective=Component(
-            name=recipe.objective.name, options={**_default_options(recipe.objective.name), **given}
+            name=recipe.objective.name, options={**_default_options(recipe.objective.name, given), **given}
         ),
         recipe=public_recipe(run),
         reference_geometry=_reference_geometry(survey) if single else None,
@@ -160,8 +160,9 @@ def _validation(run: Run, potential: Model) -> MeasuredErrors:
     objective, frames = run.module.objective.cpu(), run.dataset[run.splits.val]
     quantities = {}
     if objective.needs_labels:
-        quantities = error_table(predict(potential.cpu(), frames))
-    samples = SampleDataset(frames, objective.network.cutoff, ids=run.splits.val)
+        quantities = measure(potential.cpu(), frames)
+    needs = objective.labels(run.recipe.objective.options)
+    samples = SampleDataset(frames, objective.network.cutoff, needs, run.splits.val)
     terms = mean_terms(objective, samples, run.recipe.trainer.seed, run.recipe.trainer.val_batch_size)
     if not objective.needs_labels or any(map(is_reference, terms)):
         units = {name: objective.unit_of(name) for name in terms}
@@ -177,12 +178,6 @@ def _training_data(run: Run) -> TrainingData:
         chosen = f"as in the split file {recipe.data.split_file.name}"
     else:
         chosen = "drawn at random with the seed"
-    statistics = {}
-    if run.statistics is not None:
-        statistics = {
-            "forces_rms": Quantity(value=run.statistics.force_rms, unit="eV/angstrom"),
-            "energy_std": Quantity(value=run.statistics.energy_std, unit="eV"),
-        }
     return TrainingData(
         name=metadata.name,
         sha256=dict(metadata.sha256),
@@ -193,7 +188,7 @@ def _training_data(run: Run) -> TrainingData:
         n_test=sizes["test"],
         level_of_theory=metadata.level_of_theory,
         licence=metadata.licence,
-        statistics=statistics,
+        statistics={} if run.statistics is None else run.statistics.quantities(),
     )
 
 
@@ -231,9 +226,9 @@ def _bare(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and (os.sep in value or "/" in value) else value
 
 
-def _default_options(name: str) -> dict[str, Any]:
+def _default_options(name: str, given: dict[str, Any]) -> dict[str, Any]:
     """Return the defaults of an objective's options, so that the card does not depend on later ones."""
-    parameters = inspect.signature(objective_class(name).__init__).parameters
+    parameters = inspect.signature(objective_class(name, given).__init__).parameters
     return {key: p.default for key, p in parameters.items() if p.default is not p.empty}
 
 

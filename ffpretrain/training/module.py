@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from ffpretrain.errors import ConfigError, NonFiniteError
-from ffpretrain.graphs import Sample, atoms_per_graph
+from ffpretrain.graphs import Sample
 from ffpretrain.objectives.base import Objective
 from ffpretrain.training.checkpoints import RECORD
 from ffpretrain.training.config import OptimizerConfig, ScheduleConfig
@@ -61,7 +61,7 @@ class ForceFieldModule(L.LightningModule):
     @property
     def monitor(self) -> str:
         """The quantity that selects the best weights; smaller is better."""
-        return "val/forces_mae" if self.objective.needs_labels else "val/loss"
+        return f"val/{self.objective.monitor}"
 
     def on_fit_start(self) -> None:
         """Start the clock; build compiled functions, in the process that will call them."""
@@ -133,7 +133,7 @@ class ForceFieldModule(L.LightningModule):
         if not self.objective.needs_labels:
             terms = self._label_free_terms(batch)
         else:
-            terms = self._label_errors(batch)
+            terms = self.objective.validation_errors(batch)
         for key, (total, count) in terms.items():
             if not abs(total) < float("inf"):
                 raise NonFiniteError(
@@ -149,19 +149,6 @@ class ForceFieldModule(L.LightningModule):
         n = batch.graph.n_graphs
         return {key: (value * n, n) for key, value in terms.items()}
 
-    def _label_errors(self, batch: Sample) -> dict[str, tuple[float, int]]:
-        out = self.objective.potential()(batch.graph, stress=False)
-        n_atoms = atoms_per_graph(batch.graph)
-        force_error = out["forces"] - batch.targets["forces"]
-        energy_error = out["energy"] - batch.targets["energy"]
-        components, graphs = force_error.numel(), batch.graph.n_graphs
-        return {
-            "forces_mae": (float(force_error.abs().sum()), components),
-            "forces_mse": (float(force_error.square().sum()), components),
-            "energy_mae": (float(energy_error.abs().sum()), graphs),
-            "energy_per_atom_mae": (float((energy_error / n_atoms).abs().sum()), graphs),
-        }
-
     def on_validation_epoch_end(self) -> None:
         """Log ``val/...`` means over all processes and tell the schedule; forces in eV/Å, energies in eV."""
         keys = [key for key in self._sums if not key.startswith("n_")]
@@ -173,8 +160,8 @@ class ForceFieldModule(L.LightningModule):
         self.errors = {}
         for key, (total, count) in zip(keys, packed.tolist(), strict=True):
             value = total / count
-            if key == "forces_mse":
-                key, value = "forces_rmse", value**0.5
+            if key.endswith("_mse"):
+                key, value = key.removesuffix("_mse") + "_rmse", value**0.5
             self.errors[f"val/{key}"] = value
         self.log_dict(self.errors)
         watched = self._schedule.monitor or self.monitor

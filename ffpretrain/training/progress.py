@@ -91,6 +91,10 @@ class Progress(Callback):
         self._best = value if self._best is None else min(value, self._best)
         if pl_module.monitor == "val/forces_mae":
             self._validation = f"val force MAE {_force(value)}, best {_force(self._best)}"
+        elif pl_module.objective.needs_labels:
+            name = pl_module.objective.monitor
+            unit = pl_module.objective.unit_of(name)
+            self._validation = f"val {name.replace('_mae', ' MAE')} {value:.4g} {unit}, best {self._best:.4g}"
         else:
             terms = {key.removeprefix("val/"): error for key, error in pl_module.errors.items()}
             self._validation = f"val {describe(terms)}, best {self._best:.4g}"

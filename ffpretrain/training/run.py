@@ -19,6 +19,7 @@ from ffpretrain.datasets.frames import Dataset
 from ffpretrain.datasets.splits import Splits, load_splits, random_split, save_splits
 from ffpretrain.errors import ConfigError, DataError
 from ffpretrain.objectives import Objective, create_objective, objective_class
+from ffpretrain.objectives.property import SupervisedProperty
 from ffpretrain.potential import Potential
 from ffpretrain.training.checkpoints import (
     LAST,
@@ -38,6 +39,7 @@ from ffpretrain.training.module import ForceFieldModule
 from ffpretrain.training.pretrained import Pretrained, load_pretrained, make_backbone, open_pretrained
 from ffpretrain.training.process import SpawnedProcesses, borrowed_process, user_error_of
 from ffpretrain.training.progress import Progress
+from ffpretrain.training.properties import PropertyStatistics, property_statistics
 from ffpretrain.training.statistics import LabelStatistics, elements_of, label_statistics
 
 
@@ -58,7 +60,7 @@ class Run:
     recipe: Recipe
     dataset: Dataset
     splits: Splits
-    statistics: LabelStatistics | None
+    statistics: LabelStatistics | PropertyStatistics | None
     module: ForceFieldModule
     parent: Pretrained | None = None
     notes: list[str] = field(default_factory=list)
@@ -139,15 +141,13 @@ def prepare(recipe: Recipe) -> Run:
         UserError: anything in the recipe or the data that does not fit.
     """
     config = recipe.trainer
-    labelled = objective_class(recipe.objective.name).needs_labels
     parent = open_pretrained(recipe.model)
     dataset = open_dataset(
         recipe.data.source, *([recipe.data.molecule] if recipe.data.molecule else []), **recipe.data.options
     )
     splits = split_dataset(recipe, dataset)
-    statistics = label_statistics(dataset[splits.train]) if labelled else None
-    elements = sorted(statistics.reference_energies) if statistics else elements_of(dataset[splits.train])
-    objective, notes = build_objective(recipe, statistics, elements, parent)
+    statistics = _statistics(recipe, dataset[splits.train])
+    objective, notes = build_objective(recipe, statistics, elements_of(dataset[splits.train]), parent)
     problem = objective.not_parallel()
     if config.devices > 1 and problem:
         raise ConfigError(f"trainer.devices={config.devices}: {problem}")
@@ -167,8 +167,22 @@ def prepare(recipe: Recipe) -> Run:
     return Run(recipe, dataset, splits, statistics, module, parent, notes)
 
 
+def _statistics(recipe: Recipe, frames: Dataset) -> LabelStatistics | PropertyStatistics | None:
+    """Return the statistics of the labels that the objective needs."""
+    options = recipe.objective.options
+    labels = objective_class(recipe.objective.name, options).labels(options)
+    if not labels:
+        return None
+    if labels == ("energy", "forces"):
+        return label_statistics(frames)
+    return property_statistics(frames, labels[0], options.get("readout", "mean"))
+
+
 def build_objective(
-    recipe: Recipe, statistics: LabelStatistics | None, elements: list[int], parent: Pretrained | None = None
+    recipe: Recipe,
+    statistics: LabelStatistics | PropertyStatistics | None,
+    elements: list[int],
+    parent: Pretrained | None = None,
 ) -> tuple[Objective, list[str]]:
     """Build potential and objective; torch's global random state is left as it was.
 
@@ -184,7 +198,8 @@ def build_objective(
     Raises:
         ConfigError: an unknown name or option, or a parent that does not fit.
     """
-    scale = statistics.force_rms if statistics else 1.0
+    labels = statistics if isinstance(statistics, LabelStatistics) else None
+    scale = labels.force_rms if labels else 1.0
     if parent is not None and recipe.model.pretrained_head and isinstance(parent.potential, Potential):
         scale = float(parent.potential.scale)  # the head answers in the unit it was trained in
     with torch.random.fork_rng(devices=[]):
@@ -192,11 +207,14 @@ def build_objective(
         potential = Potential(
             make_backbone(recipe.model, parent),
             scale=scale,
-            reference_energies=statistics.reference_energies if statistics else None,
+            reference_energies=labels.reference_energies if labels else None,
             elements=elements,
         )
         notes = load_pretrained(potential, parent, recipe.model.pretrained_head) if parent else []
         objective = create_objective(recipe.objective.name, potential=potential, **recipe.objective.options)
+    if isinstance(statistics, PropertyStatistics) and isinstance(objective, SupervisedProperty):
+        s = statistics
+        objective.network.standardise(s.unit, s.scale, s.shift, s.reference)
     return objective.to(getattr(torch, recipe.trainer.precision)), notes
 
 
@@ -281,7 +299,7 @@ def _accelerator(config: TrainerConfig) -> str:
 
 def _feed(run: Run) -> FrameData:
     cutoff = run.module.objective.network.cutoff
-    needs = ("energy", "forces") if run.module.objective.needs_labels else ()
+    needs = run.module.objective.labels(run.recipe.objective.options)
     train, val = (
         SampleDataset(run.dataset[part], cutoff, needs, part) for part in (run.splits.train, run.splits.val)
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ffpretrain.artifacts import Quantity
 from ffpretrain.datasets.frames import Dataset
 from ffpretrain.errors import DataError
 
@@ -25,6 +26,13 @@ class LabelStatistics:
     reference_energies: dict[int, float]
     force_rms: float
     energy_std: float
+
+    def quantities(self) -> dict[str, Quantity]:
+        """Return what a card keeps of them."""
+        return {
+            "forces_rms": Quantity(value=self.force_rms, unit="eV/angstrom"),
+            "energy_std": Quantity(value=self.energy_std, unit="eV"),
+        }
 
 
 def label_statistics(frames: Dataset) -> LabelStatistics:
