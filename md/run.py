@@ -187,6 +187,12 @@ class Run:
                 "conserve nothing (nve) and have no distribution that a thermostat could sample; fine-tune it "
                 "with labels, or relax with FIRE(ffpretrain.md.forces_only(atoms))"
             ) from error
+        if isinstance(self.calculator, FFCalculator) and not self.calculator.conservative:
+            warnings.warn(
+                "the model's forces are not the gradient of its energy: the total energy will drift, and a "
+                "thermostat samples no known distribution",
+                stacklevel=4,
+            )
         if self.restart is None:
             if s.minimize:
                 self._minimize()

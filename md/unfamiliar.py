@@ -137,7 +137,8 @@ def require_molecule(model: nn.Module, numbers: NDArray[np.int64]) -> None:
     """
     if not getattr(model, "conservative", True):
         raise ConfigError(
-            "the model gives forces without an energy, which this engine needs; use a potential"
+            "the model has no energy that its forces are the gradient of, which this engine needs; use a "
+            "potential"
         )
     check = getattr(model, "check_elements", None)
     if check is not None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ffpretrain import load_potential
+from ffpretrain import FFCalculator, load_potential
 from ffpretrain.artifacts import make_card, read_card, save_potential
 from ffpretrain.artifacts.networks import rebuild
 from ffpretrain.backbones import Backbone, Features, create_backbone
@@ -17,7 +17,8 @@ from ffpretrain.datasets import open_dataset
 from ffpretrain.direct import DirectPotential
 from ffpretrain.errors import ArtifactError, ConfigError
 from ffpretrain.evaluation import error_table, predict
-from ffpretrain.graphs import Graph, Sample, batch_graphs
+from ffpretrain.graphs import Graph, Sample, batch_graphs, graph_from_atoms
+from ffpretrain.md import simulate
 from ffpretrain.objectives import create_objective
 from ffpretrain.objectives.ndem import ndem_loss
 from ffpretrain.objectives.supervised import Supervised
@@ -288,3 +289,16 @@ def test_a_head_of_another_class_is_not_saved(part: str) -> None:
     setattr(model, part, nn.Linear(1, 1))
     with pytest.raises(ArtifactError, match=r"a Linear cannot be saved; known heads: energy\+vector"):
         make_card(model, "m")
+
+
+def test_the_calculator_gives_both_and_dynamics_warn(tmp_path: Path) -> None:
+    from ase.build import molecule
+
+    model, atoms = make().potential().eval(), molecule("CH3OH")
+    atoms.calc = FFCalculator(model, dtype="float64")
+    out = model(graph_from_atoms(atoms, CUTOFF))
+    assert atoms.get_potential_energy() == pytest.approx(float(out["energy"]), abs=1e-9)
+    assert torch.allclose(torch.from_numpy(atoms.get_forces()), out["forces"], atol=1e-9)
+    assert not atoms.calc.conservative and FFCalculator(make().network.eval()).conservative
+    with pytest.warns(UserWarning, match="forces are not the gradient of its energy"):
+        simulate(atoms, model, steps=2, timestep=0.1, out=None, progress=False)
