@@ -129,8 +129,8 @@ class ModelCard(_Strict):
     kind: Literal["potential", "direct", "field", "property", "pretrained"] = Field(
         default="potential",
         description="potential: energy with forces by differentiation; direct: energy, and forces that are "
-        "not its gradient; field: forces without an energy; "
-        "property: one number for each structure; pretrained: weights to start from, whose energy means nothing",
+        "not its gradient; field: forces without an energy; property: one number for each structure; "
+        "pretrained: weights to start from, whose energy means nothing",
     )
     backbone: Component
     head: Component = Field(default_factory=lambda: Component(name="energy"))

@@ -13,8 +13,8 @@ from ffpretrain._version import __version__
 from ffpretrain.artifacts.card import ModelCard, printable
 from ffpretrain.artifacts.upgrades import FORMAT_VERSION
 from ffpretrain.backbones import Backbone, backbone_class, create_backbone
-from ffpretrain.direct import DirectPotential
 from ffpretrain.backbones.schnet import ShiftedSoftplusHead
+from ffpretrain.direct import DirectPotential
 from ffpretrain.errors import ArtifactError, UserError
 from ffpretrain.heads import EnergyHead, VectorHead
 from ffpretrain.objectives.fields import Learned

@@ -47,10 +47,6 @@ class Objective(nn.Module, ABC):
             DataError: labels the objective needs are missing.
         """
 
-    def unit_of(self, term: str) -> str:
-        """Return the unit of a term of :meth:`forward`; most are pure numbers, ``"1"``."""
-        return "1"
-
     @classmethod
     def variant(cls, options: Mapping[str, Any]) -> type[Objective]:
         """Return the class that serves these options; mostly this one."""
@@ -93,6 +89,10 @@ class Objective(nn.Module, ABC):
             step: optimiser steps taken so far.
             max_steps: length of the run.
         """
+
+    def unit_of(self, term: str) -> str:
+        """Return the unit of a term of :meth:`forward`; most are pure numbers, ``"1"``."""
+        return "1"
 
     def accelerate(self) -> None:
         """Use compiled functions for training batches, where the objective has them.
