@@ -19,7 +19,7 @@ from ffpretrain.potential import Potential
 from ffpretrain.testing import random_molecule, random_rotation
 
 F, CUTOFF = 16, 4.0
-WITH_VECTORS = ["painn", "torchmd-et"]
+WITH_VECTORS = ["egnn", "painn", "torchmd-et"]
 
 
 def build(name: str, seed: int = 0, **options: object) -> Backbone:
