@@ -43,8 +43,6 @@ simulation.context.setVelocitiesToTemperature(300 * unit.kelvin, 1)
 every = max(1, steps // 10)
 simulation.reporters.append(app.DCDReporter("aspirin_in_water.dcd", every))
 simulation.reporters.append(
-    app.StateDataReporter(
-        sys.stdout, every, time=True, potentialEnergy=True, temperature=True, density=True
-    )
+    app.StateDataReporter(sys.stdout, every, time=True, potentialEnergy=True, temperature=True, density=True)
 )
 simulation.step(steps)

@@ -36,3 +36,21 @@ def test_relax_and_vibrations(tmp_path: Path) -> None:
     # C-H and O-H stretches of ethanol
     assert 2700 < wavenumbers[-2] < 3300 and 3300 < wavenumbers[-1] < 4100
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif("ndem-aspirin" not in list_models(), reason="ndem-aspirin is not in this package")
+def test_openmm_aspirin_langevin(tmp_path: Path) -> None:
+    pytest.importorskip("openmm")
+    lines = run("openmm_aspirin_langevin.py", tmp_path, "20")
+    energies = [float(line.split(",")[1]) for line in lines[1:]]
+    assert len(energies) == 10 and max(energies) - min(energies) < 200  # kJ/mol
+    assert (tmp_path / "aspirin.dcd").stat().st_size > 0
+
+
+@pytest.mark.skipif("ndem-aspirin" not in list_models(), reason="ndem-aspirin is not in this package")
+def test_openmm_aspirin_in_water(tmp_path: Path) -> None:
+    pytest.importorskip("openmmml")
+    lines = run("openmm_aspirin_in_water.py", tmp_path, "10", "2.0")
+    density = [float(line.split(",")[3]) for line in lines[1:]]
+    assert len(density) == 10 and all(0.8 < value < 1.1 for value in density)  # g/mL
+    assert (tmp_path / "aspirin_in_water.dcd").stat().st_size > 0
