@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ffpretrain.md.calculator import FFCalculator
     from ffpretrain.md.runtime import Runtime
     from ffpretrain.md.simulation import SimulationResult, simulate
+    from ffpretrain.md.validation import validate
     from ffpretrain.md.without_energy import forces_only
 
 _LAZY = {
@@ -20,9 +21,10 @@ _LAZY = {
     "SimulationResult": "ffpretrain.md.simulation",
     "forces_only": "ffpretrain.md.without_energy",
     "simulate": "ffpretrain.md.simulation",
+    "validate": "ffpretrain.md.validation",
 }
 
-__all__ = ["FFCalculator", "Runtime", "SimulationResult", "forces_only", "simulate"]
+__all__ = ["FFCalculator", "Runtime", "SimulationResult", "forces_only", "simulate", "validate"]
 
 
 def __getattr__(name: str) -> Any:

@@ -21,8 +21,8 @@ _PATH_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirec
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and leave the process.
 
-    Exit codes: 0 on success, 2 on bad input (one line on stderr says what, where and the mend), 130 on
-    Ctrl-C.
+    Exit codes: 0 on success, 1 where a validation misses a threshold, 2 on bad input (one line on stderr says
+    what, where and the mend), 130 on Ctrl-C.
 
     Args:
         arguments: the words after the program's name; ``sys.argv[1:]`` when None.

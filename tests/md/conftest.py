@@ -12,9 +12,11 @@ import torch
 from ase import Atoms
 from ase.build import molecule
 from ase.calculators.calculator import Calculator, all_changes
+from torch import Tensor
 
 from ffpretrain.artifacts import ModelCard, make_card, save_potential
 from ffpretrain.backbones import create_backbone
+from ffpretrain.graphs import Graph
 from ffpretrain.potential import Potential
 
 REFERENCE = {1: -13.6, 6: -1030.0, 8: -2040.0}
@@ -108,3 +110,46 @@ def methane() -> tuple[Atoms, Calculator]:
     """Methane at rest, and springs that hold it together."""
     atoms = molecule("CH4")
     return atoms, Springs(atoms)
+
+
+class Morse(torch.nn.Module):
+    """A Morse potential between every two atoms within a cutoff: bound, smooth, invariant and quick.
+
+    Args:
+        depth: eV, of a pair with a heavy atom; one of two hydrogens is a tenth as deep.
+        smooth: False cuts it off where it is not zero.
+    """
+
+    def __init__(self, depth: float = 4.5, cutoff: float = 4.0, smooth: bool = True) -> None:
+        super().__init__()
+        self.cutoff = cutoff
+        self.depth = torch.nn.Parameter(torch.tensor(depth))
+        self.smooth = smooth
+
+    def energy(self, pos: Tensor, graph: Graph) -> Tensor:
+        neighbor, center = graph.edge_index
+        r = (pos[neighbor] + graph.edge_shift - pos[center]).norm(dim=1)
+        hydrogens = (graph.z[neighbor] == 1) & (graph.z[center] == 1)
+        depth, rest = torch.where(hydrogens, 0.1, 1.0) * self.depth, torch.where(hydrogens, 1.8, 1.1)
+        x = ((r - 2.0) / (self.cutoff - 2.0)).clamp(0.0, 1.0)
+        switch = 1 - x**3 * (10 - 15 * x + 6 * x**2) if self.smooth else 1.0
+        pair = depth * ((1 - torch.exp(-1.8 * (r - rest))) ** 2 - 1) * switch
+        return pos.new_zeros(graph.n_graphs).index_add(0, graph.batch[center], 0.5 * pair.to(pos.dtype))
+
+    def forward(self, graph: Graph) -> dict[str, Tensor]:
+        differentiable = self.training and torch.is_grad_enabled()
+        with torch.enable_grad():
+            pos = graph.pos if graph.pos.requires_grad else graph.pos.detach().requires_grad_(True)
+            energy = self.energy(pos, graph)
+            (gradient,) = torch.autograd.grad(energy.sum(), pos, create_graph=differentiable)
+        forces = self.field(pos, -gradient)
+        return {"energy": energy, "forces": forces}
+
+    def field(self, pos: Tensor, forces: Tensor) -> Tensor:
+        """Return the forces; a subclass may spoil them."""
+        return forces
+
+
+@pytest.fixture(scope="session")
+def morse() -> type[Morse]:
+    return Morse
