@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ffpretrain.md.calculator import FFCalculator
+    from ffpretrain.md.landscapes import landscape
     from ffpretrain.md.runtime import Runtime
     from ffpretrain.md.simulation import SimulationResult, simulate
     from ffpretrain.md.validation import validate
@@ -19,12 +20,13 @@ _LAZY = {
     "FFCalculator": "ffpretrain.md.calculator",
     "Runtime": "ffpretrain.md.runtime",
     "SimulationResult": "ffpretrain.md.simulation",
+    "landscape": "ffpretrain.md.landscapes",
     "forces_only": "ffpretrain.md.without_energy",
     "simulate": "ffpretrain.md.simulation",
     "validate": "ffpretrain.md.validation",
 }
 
-__all__ = ["FFCalculator", "Runtime", "SimulationResult", "forces_only", "simulate", "validate"]
+__all__ = ["FFCalculator", "Runtime", "SimulationResult", "forces_only", "landscape", "simulate", "validate"]
 
 
 def __getattr__(name: str) -> Any:

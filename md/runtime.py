@@ -67,8 +67,8 @@ class Runtime:
             training it further does not change the runtime.
         device: ``auto`` (a CUDA device where there is one, else the CPU) or a name torch knows.
         dtype: ``float32`` or ``float64``, of the network; reference energies and sums are float64 in both.
-        compile: ``auto`` and True evaluate the main backbones on a CPU natively (:mod:`ffpretrain.md.native`),
-            which a C++ compiler builds once per machine in seconds. Where that cannot be, True compiles small
+        compile: ``auto`` and True evaluate the main backbones natively on a CPU (:mod:`ffpretrain.md.native`,
+            built by a C++ compiler once per machine in seconds). Where that cannot be, True compiles small
             molecules with torch, ``auto`` does so once ``expected_steps`` is at least
             :data:`~ffpretrain.md.compiled.COMPILE_MIN_STEPS`. False runs eager.
 

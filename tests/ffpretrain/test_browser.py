@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from ffpretrain.datasets import open_dataset
+from ffpretrain.md import landscape
 from ffpretrain.report import write_report
 
 _FLAGS = [
@@ -65,6 +66,17 @@ class Browser:
         moves = [
             {"type": "pointerMove", "origin": found, "x": x, "y": y, "duration": 0},
             {"type": "pointerDown", "button": 0},
+            {"type": "pointerUp", "button": 0},
+        ]
+        mouse = {"type": "pointer", "id": "mouse", "actions": moves}
+        self._ask("POST", f"{self.session}/actions", {"actions": [mouse]})
+
+    def drag(self, selector: str, dx: int, dy: int) -> None:
+        found = self._ask("POST", f"{self.session}/element", {"using": "css selector", "value": selector})
+        moves = [
+            {"type": "pointerMove", "origin": found, "x": 0, "y": 0, "duration": 0},
+            {"type": "pointerDown", "button": 0},
+            {"type": "pointerMove", "origin": "pointer", "x": dx, "y": dy, "duration": 50},
             {"type": "pointerUp", "button": 0},
         ]
         mouse = {"type": "pointer", "id": "mouse", "actions": moves}
@@ -154,6 +166,27 @@ def test_elements_can_be_switched_off(browser: Browser, report: Path) -> None:
     assert pressed == ["false", "false", "true"]
     browser.click(".plot canvas", 5, 5)
     assert browser.run("return document.querySelector('.plot output').textContent").startswith("O:")
+
+
+@pytest.fixture(scope="module")
+def surface(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("landscape")
+    landscape("ndem-ethanol", points=7, out=folder)
+    return folder / "landscape.html"
+
+
+def test_a_landscape_answers_to_the_pointer_and_can_be_turned(browser: Browser, surface: Path) -> None:
+    browser.open(surface)
+    assert browser.errors() == []
+    said = "return document.querySelector('.plot output').textContent"
+    before = browser.run(said)
+    assert before.endswith("0.0000 kcal/mol")
+    browser.click(".plot canvas", -120, -60)
+    assert browser.run(said) != before
+    picture = "return document.querySelector('.plot canvas').toDataURL()"
+    first = browser.run(picture)
+    browser.drag(".plot canvas", 60, 0)
+    assert browser.run(picture) != first
 
 
 def test_a_report_prints(browser: Browser, report: Path) -> None:

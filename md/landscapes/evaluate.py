@@ -1,0 +1,163 @@
+"""Energies of many geometries: batched for our models, one by one for other calculators; can be resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from torch import nn
+
+from ffpretrain.errors import ConfigError, DataError
+from ffpretrain.md.calculator import FFCalculator
+from ffpretrain.md.landscapes.surface import Array, Geometries, Landscape, write_bytes
+from ffpretrain.md.runtime import Runtime
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from ase.calculators.calculator import BaseCalculator
+
+#: structures between two looks at the clock
+_CHUNK = 64
+#: s between two saves of what is done
+_SAVE_EVERY = 10.0
+
+Values = tuple[list[float], list[Array] | None]
+
+
+class Evaluator(NamedTuple):
+    """Computes energies and forces of structures.
+
+    Attributes:
+        label: of the model, for figures.
+        identity: changes whenever the results would.
+        compute: from structures to energies in eV and forces in eV/Å, or None instead of forces.
+    """
+
+    label: str
+    identity: str
+    compute: Callable[[Sequence[Atoms]], Values]
+
+
+def evaluator(model: object, dtype: str = "float32") -> Evaluator:
+    """Return what evaluates a model.
+
+    Args:
+        model: a name, a file, a potential, an :class:`~ffpretrain.FFCalculator` or any ASE calculator.
+        dtype: of the network, where ``model`` is not a calculator already.
+
+    Raises:
+        ArtifactError: no such model.
+        ConfigError: a model without energies.
+    """
+    if isinstance(model, str | Path | nn.Module):
+        model = FFCalculator(model, dtype=dtype)
+    if isinstance(model, FFCalculator) and len(model.runtimes) == 1:
+        return _of_runtime(model)
+    if hasattr(model, "get_property") or hasattr(model, "get_potential_energy"):
+        return _of_calculator(model)  # type: ignore[arg-type]
+    raise ConfigError(f"{type(model).__name__} is neither a model nor an ASE calculator")
+
+
+def _of_runtime(calculator: FFCalculator) -> Evaluator:
+    runtime: Runtime = calculator.runtimes[0]
+    card = calculator.card
+
+    def compute(structures: Sequence[Atoms]) -> Values:
+        found = runtime.evaluate_batch(structures)
+        energies = [one.energy for one in found if one.energy is not None]
+        if len(energies) != len(found):
+            raise ConfigError("the model has no energy, so it has no landscape; train one with energies")
+        forces = [one.forces for one in found if one.forces is not None]
+        return energies, forces if len(forces) == len(found) else None
+
+    return Evaluator(card.name if card is not None else "model", runtime.fingerprint(), compute)
+
+
+def _of_calculator(calculator: BaseCalculator) -> Evaluator:
+    name = str(getattr(calculator, "name", "") or type(calculator).__name__)
+
+    def compute(structures: Sequence[Atoms]) -> Values:
+        energies, forces = [], []
+        for structure in structures:
+            copy = structure.copy()
+            copy.calc = calculator
+            energies.append(float(copy.get_potential_energy()))
+            forces.append(np.array(copy.get_forces()))
+        return energies, forces
+
+    return Evaluator(name, f"{name} {getattr(calculator, 'parameters', '')}", compute)
+
+
+def evaluate(
+    geometries: Geometries,
+    model: Evaluator,
+    state: Path | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Landscape:
+    """Return the landscape of a model on a grid.
+
+    Args:
+        geometries: the grid.
+        model: of :func:`evaluator`.
+        state: file that keeps what is done, so that a stopped evaluation goes on; removed at the end. One of
+            another grid or model is not used.
+        progress: called with the number of structures done.
+
+    Raises:
+        UserError: of the model: an unknown element, atoms on top of each other.
+    """
+    structures = geometries.structures()
+    shape, n = geometries.shape, len(geometries.atoms)
+    key = _key(geometries, model)
+    energies, forces = _load(state, key, len(structures), n)
+    has_forces = forces is not None
+    # the first structure passes the runtime's gate; the corner of a plane may be far too strained for that
+    model.compute([geometries.atoms])
+    start = int(np.isfinite(energies).sum())
+    saved = time.monotonic()
+    for first in range(start, len(structures), _CHUNK):
+        some_energies, some_forces = model.compute(structures[first : first + _CHUNK])
+        energies[first : first + len(some_energies)] = some_energies
+        has_forces = has_forces and some_forces is not None
+        if some_forces is not None and forces is not None:
+            forces[first : first + len(some_forces)] = np.array(some_forces)
+        if progress is not None:
+            progress(first + len(some_energies))
+        if state is not None and time.monotonic() - saved > _SAVE_EVERY:
+            _save(state, key, energies, forces)
+            saved = time.monotonic()
+    if state is not None:
+        state.unlink(missing_ok=True)
+    shaped = forces.reshape(*shape, n, 3) if has_forces and forces is not None else None
+    return Landscape(geometries, model.label, energies.reshape(shape), shaped)
+
+
+def _key(geometries: Geometries, model: Evaluator) -> str:
+    value = hashlib.sha256(model.identity.encode())
+    for array in (geometries.atoms.numbers, geometries.positions, geometries.atoms.cell.array):
+        value.update(np.ascontiguousarray(array).tobytes())
+    return value.hexdigest()
+
+
+def _load(state: Path | None, key: str, count: int, n: int) -> tuple[Array, Array | None]:
+    empty = np.full(count, np.nan), np.zeros((count, n, 3))
+    if state is None or not state.is_file():
+        return empty
+    try:
+        with np.load(state, allow_pickle=False) as content:
+            if str(content["key"]) != key:
+                return empty
+            return content["energies"], content["forces"]
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{state}: cannot be read ({error}); remove it to start anew") from None
+
+
+def _save(state: Path, key: str, energies: Array, forces: Array | None) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, key=np.array(key), energies=energies, forces=np.zeros(0) if forces is None else forces)
+    write_bytes(state, buffer.getvalue())

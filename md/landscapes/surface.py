@@ -1,0 +1,152 @@
+"""What a landscape is: energies, and mostly forces, on a grid of geometries with one or two coordinates."""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ffpretrain.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One coordinate of a landscape.
+
+    Attributes:
+        name: such as ``dihedral 0-1-2-3``.
+        unit: of the values: ``Å`` or ``°``.
+        values: along the axis, ascending.
+    """
+
+    name: str
+    unit: str
+    values: Array
+
+
+@dataclass(frozen=True)
+class Geometries:
+    """The structures of a landscape, before anything is known of their energies.
+
+    Attributes:
+        atoms: the structure they are made from; gives elements, cell and periodicity.
+        axes: one or two.
+        positions: Å; the axes' lengths, then ``[N, 3]``.
+        kind: ``plane``, ``scan``, ``modes``, …
+        note: how they were made, for the files.
+    """
+
+    atoms: Atoms
+    axes: tuple[Axis, ...]
+    positions: Array
+    kind: str
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        shape = (*(len(axis.values) for axis in self.axes), len(self.atoms), 3)
+        if not 1 <= len(self.axes) <= 2 or self.positions.shape != shape:
+            raise ConfigError(f"geometries of shape {self.positions.shape} do not fit axes of shape {shape}")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of the axes."""
+        return tuple(len(axis.values) for axis in self.axes)
+
+    def structures(self) -> list[Atoms]:
+        """Return every structure, the last axis running fastest."""
+        found = []
+        for positions in self.positions.reshape(-1, len(self.atoms), 3):
+            copy = self.atoms.copy()
+            copy.positions = positions
+            found.append(copy)
+        return found
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """Energies on a grid.
+
+    Attributes:
+        geometries: the grid and its structures.
+        label: of the model.
+        energies: eV, of the grid's shape.
+        forces: eV/Å, the grid's shape and ``[N, 3]``; None for a model without forces.
+        references: energies of other methods on the same grid, eV, by label.
+        roughness: see :mod:`ffpretrain.md.landscapes.roughness`.
+    """
+
+    geometries: Geometries
+    label: str
+    energies: Array
+    forces: Array | None = None
+    references: dict[str, Array] = field(default_factory=dict)
+    roughness: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """The coordinates."""
+        return self.geometries.axes
+
+    def relative(self) -> Array:
+        """Return energies above the lowest one, eV."""
+        return self.energies - np.nanmin(self.energies)
+
+    def errors(self) -> dict[str, float]:
+        """Return the RMS difference to each reference, eV, each counted from the point of lowest energy."""
+        place = np.unravel_index(np.nanargmin(self.energies), self.energies.shape)
+        own = self.energies - self.energies[place]
+        return {
+            name: float(np.sqrt(np.nanmean(np.square(own - (values - values[place])))))
+            for name, values in self.references.items()
+        }
+
+    def write_npz(self, path: Path) -> None:
+        """Write every number, in eV and Å.
+
+        Raises:
+            DataError: the file cannot be written.
+        """
+        g = self.geometries
+        arrays: dict[str, Array | NDArray[np.generic]] = {
+            "energies_eV": self.energies,
+            "positions_angstrom": g.positions,
+            "numbers": g.atoms.numbers,
+            "cell_angstrom": g.atoms.cell.array,
+            "pbc": np.asarray(g.atoms.pbc),
+            "label": np.array(self.label),
+            "kind": np.array(g.kind),
+            "note": np.array(g.note),
+        }
+        for i, axis in enumerate(g.axes):
+            arrays |= {f"axis{i}": axis.values, f"axis{i}_name": np.array(f"{axis.name} ({axis.unit})")}
+        if self.forces is not None:
+            arrays["forces_eV_per_angstrom"] = self.forces
+        arrays |= {f"reference_{name}_eV": values for name, values in self.references.items()}
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+        write_bytes(path, buffer.getvalue())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file in one piece or not at all.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    temporary = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror}); give another --out") from None
