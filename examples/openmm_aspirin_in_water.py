@@ -41,7 +41,8 @@ simulation.minimizeEnergy(maxIterations=min(200, steps))
 simulation.context.setVelocitiesToTemperature(300 * unit.kelvin, 1)
 
 every = max(1, steps // 10)
-simulation.reporters.append(app.DCDReporter("aspirin_in_water.dcd", every))
+# without this, each atom of aspirin is put into the box by itself: no force of OpenMM bonds them
+simulation.reporters.append(app.DCDReporter("aspirin_in_water.dcd", every, enforcePeriodicBox=False))
 simulation.reporters.append(
     app.StateDataReporter(sys.stdout, every, time=True, potentialEnergy=True, temperature=True, density=True)
 )

@@ -49,8 +49,8 @@ def add_force(
         numbers: atomic numbers of ``atoms``, or of all particles.
         atoms: particles the potential is for; None for all. Terms of other forces among them are not removed:
             openmm-ml's ``createMixedSystem`` does that.
-        periodic: whether they repeat in OpenMM's box. Without it, the molecule must not be split over a face
-            of the box.
+        periodic: whether they repeat in OpenMM's box; must be set where other forces of the system are
+            periodic, for then a molecule may be split over a face of the box.
         force_group: 0 to 31.
         device: ``auto`` (a CUDA device where there is one, else the CPU) or a name torch knows.
         dtype: ``float32`` or ``float64``, of the network; the energy is float64 in both.
@@ -62,7 +62,8 @@ def add_force(
         ArtifactError: no such model, or a damaged one.
         ConfigError: an unknown option, a device that is absent, or a model without an energy.
         UnsupportedInputError: elements or a composition the model was not trained on, a wrong number of
-            atomic numbers, virtual sites or constraints among the atoms, or a box without volume.
+            atomic numbers, virtual sites or constraints among the atoms, a box without volume, or no
+            ``periodic`` beside forces that are.
     """
     count = system.getNumParticles()
     particles = list(range(count)) if atoms is None else _checked_atoms(atoms, count)
@@ -74,6 +75,11 @@ def add_force(
     _refuse_moved_by_others(system, particles)
     if periodic:
         check_box(system.getDefaultPeriodicBoxVectors())
+    elif system.usesPeriodicBoundaryConditions():
+        raise UnsupportedInputError(
+            "other forces of the system are periodic and this one is not; give periodic=True, which also "
+            "puts together a molecule that is split over a face of the box"
+        )
     return system.addForce(
         make_force(model, numbers, None if atoms is None else particles, periodic, force_group, device, dtype)
     )

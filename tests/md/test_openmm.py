@@ -423,8 +423,13 @@ def test_options_that_cannot_be(potential: Potential, ethanol: Atoms) -> None:
             system, potential, ethanol.numbers, force_group=32)  # fmt: skip
     refused("dtype", ConfigError, system, potential, ethanol.numbers, dtype="float16")
     refused("no model is called 'ndem-asprin'", ArtifactError, system, "ndem-asprin", ethanol.numbers)
+    pme = particles(ethanol.get_masses())
+    pme.addForce(openmm.NonbondedForce())
+    pme.getForce(0).setNonbondedMethod(openmm.NonbondedForce.PME)
+    refused("other forces of the system are periodic and this one is not", UnsupportedInputError,
+            pme, potential, ethanol.numbers)  # fmt: skip
     field = DenoisingField(potential, VectorHead(16), 1.0)
-    refused("forces without an energy", ConfigError, system, field, ethanol.numbers)
+    refused("no energy that its forces are the gradient of", ConfigError, system, field, ethanol.numbers)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
