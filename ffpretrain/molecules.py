@@ -17,7 +17,7 @@ from ffpretrain.graphs import Graph, Sample
 
 #: bonded below this many times the sum of the covalent radii; with a hydrogen, whose next neighbour but one
 #: is far, more is allowed for vibration. 1.15 keeps atoms across a strained small ring apart.
-_HEAVY, _HYDROGEN = 1.15, 1.3
+HEAVY_FACTOR, HYDROGEN_FACTOR = 1.15, 1.3
 #: bonds between unsaturated atoms below this many times the sum of the radii are double, then triple: lies
 #: between C=C, 0.88, C=N, 0.87, and the single bonds of conjugated systems, 0.94 to 0.97; C#C is 0.79
 _DOUBLE, _TRIPLE = 0.92, 0.82
@@ -72,7 +72,7 @@ def find_bonds(numbers: Integers, positions: NDArray[np.float64]) -> Integers:
     from ase.data import covalent_radii
 
     radii = covalent_radii[numbers]
-    scale = np.where((numbers[:, None] == 1) | (numbers == 1), _HYDROGEN, _HEAVY)
+    scale = np.where((numbers[:, None] == 1) | (numbers == 1), HYDROGEN_FACTOR, HEAVY_FACTOR)
     distance = np.linalg.norm(positions[:, None] - positions, axis=-1)
     ratio = distance / (radii[:, None] + radii)
     pairs = np.argwhere(np.triu(ratio < scale, 1))

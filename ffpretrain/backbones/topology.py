@@ -23,18 +23,15 @@ if TYPE_CHECKING:
 HOP_CLASSES = 4
 
 
-def find_bonds(atoms: Atoms, factor: float = 1.2) -> list[list[int]]:
-    """Return the bonds of a reference geometry: pairs closer than a multiple of their covalent radii.
+def find_bonds(atoms: Atoms) -> list[list[int]]:
+    """Return the bonds of a reference geometry, by the rule of :func:`ffpretrain.molecules.find_bonds`.
 
     Args:
         atoms: one molecule, best at a minimum.
-        factor: on the sum of the radii (Cordero et al. 2008, from ASE).
     """
-    from ase.data import covalent_radii
+    from ffpretrain import molecules
 
-    radii = covalent_radii[atoms.numbers]
-    near = atoms.get_all_distances() < factor * (radii[:, None] + radii)
-    return [[i, j] for i in range(len(atoms)) for j in range(i + 1, len(atoms)) if near[i, j]]
+    return [[int(i), int(j)] for i, j, _ in molecules.find_bonds(atoms.numbers, atoms.positions)]
 
 
 def hop_classes(n_atoms: int, bonds: Sequence[Sequence[int]]) -> Tensor:

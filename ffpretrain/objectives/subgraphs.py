@@ -9,16 +9,14 @@ import torch
 from torch import Tensor
 
 from ffpretrain.graphs import Graph
-
-#: two atoms count as bonded below this many times the sum of their covalent radii
-BOND_FACTOR = 1.25
+from ffpretrain.molecules import HEAVY_FACTOR, HYDROGEN_FACTOR
 
 
 def bonded_pairs(graph: Graph) -> Tensor:
     """Return the edges between bonded atoms, each in both directions, int64 ``[2, P]``.
 
-    Atoms are bonded where they are closer than :data:`BOND_FACTOR` times the sum of their covalent radii
-    (those of ASE). The graph's cutoff must be longer than a bond.
+    Atoms are bonded by the rule of :func:`ffpretrain.molecules.find_bonds`. The graph's cutoff must be longer
+    than a bond.
 
     Args:
         graph: one or more structures.
@@ -28,7 +26,9 @@ def bonded_pairs(graph: Graph) -> Tensor:
     radius = torch.as_tensor(covalent_radii, dtype=graph.pos.dtype, device=graph.pos.device)[graph.z]
     source, target = graph.edge_index
     length = (graph.pos[source] + graph.edge_shift - graph.pos[target]).norm(dim=1)
-    return graph.edge_index[:, length < BOND_FACTOR * (radius[source] + radius[target])]
+    hydrogen = (graph.z[source] == 1) | (graph.z[target] == 1)
+    factor = torch.where(hydrogen, HYDROGEN_FACTOR, HEAVY_FACTOR)
+    return graph.edge_index[:, length < factor * (radius[source] + radius[target])]
 
 
 def connected_part(graph: Graph, fraction: float, draws: Sequence[Tensor]) -> Tensor:
