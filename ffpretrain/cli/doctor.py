@@ -44,6 +44,7 @@ REQUIRED = (
 # distribution, installed by `pip install NAME` -> what it is for
 OPTIONAL = {
     "openmm": "dynamics in OpenMM",
+    "openmmml": "ML and MM in one OpenMM system",
     "torchmd": "dynamics in TorchMD",
     "torch-sim-atomistic": "batched dynamics in torch-sim",
     "ipi": "path integrals in i-PI",
