@@ -31,6 +31,7 @@ CUTOFF = 5.0
 BACKBONES: dict[str, dict[str, Any]] = {
     "torchmd-et": {"hidden": 16, "layers": 2, "heads": 2, "rbf": 8},
     "painn": {"hidden": 16, "layers": 2, "rbf": 8},
+    "egnn": {"hidden": 16, "layers": 2},
 }
 
 
