@@ -34,14 +34,12 @@ class Engine:
     Attributes:
         ensembles: names of :data:`~ffpretrain.md.integrators.ENSEMBLES`.
         place: module and class of its :class:`EngineIntegrator`; empty for ASE's integrators.
-        resumes: a continued run equals an uninterrupted one bit for bit.
         fixed_atoms: it can hold atoms fixed.
         some_directions: it takes structures of which only some directions repeat.
     """
 
     ensembles: tuple[str, ...]
     place: str = ""
-    resumes: bool = True
     fixed_atoms: bool = False
     some_directions: bool = False
 

@@ -12,7 +12,6 @@ from ase.calculators.calculator import BaseCalculator
 
 from ffpretrain.errors import ConfigError, DataError
 from ffpretrain.md.calculator import FFCalculator, Model
-from ffpretrain.md.engines import ENGINES
 from ffpretrain.md.run import Run
 from ffpretrain.md.runtime import CompileOption
 from ffpretrain.md.settings import Settings
@@ -135,8 +134,6 @@ def simulate(
         raise ConfigError("resume and overwrite need the folder of the run: give out=")
     if resume and overwrite:
         raise ConfigError("resume goes on with a run, overwrite throws it away; choose one")
-    if resume and not ENGINES[engine].resumes:
-        raise ConfigError(f"engine {engine} cannot go on with a run bit for bit; start it anew (overwrite)")
     if isinstance(model, BaseCalculator):
         calculator = model
     else:

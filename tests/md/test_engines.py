@@ -22,7 +22,7 @@ from ase.constraints import FixAtoms
 from torch import Tensor, nn
 
 from ffpretrain import FFCalculator, cli, list_models, units
-from ffpretrain.errors import ConfigError, DataError, MissingDependencyError, UserError
+from ffpretrain.errors import DataError, MissingDependencyError, UserError
 from ffpretrain.graphs import Graph
 from ffpretrain.md import simulate
 from ffpretrain.md.engines import ENGINES, make_integrator
@@ -363,14 +363,6 @@ def test_a_missing_package_is_named_with_its_extra(
         simulate(molecule("CH4"), potential, engine=name, steps=1, device="cpu", out=tmp_path / "run")  # type: ignore[arg-type]
     assert f'pip install "ffpretrain[{name}]"' in str(caught.value)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_an_engine_that_cannot_resume_says_so(
-    potential: Potential, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(ENGINES, "ase", ENGINES["ase"].__class__(ENGINES["ase"].ensembles, resumes=False))
-    with pytest.raises(ConfigError, match="cannot go on with a run bit for bit"):
-        simulate(molecule("CH4"), potential, steps=1, device="cpu", out=tmp_path, resume=True)
 
 
 def test_the_command_takes_an_engine(
