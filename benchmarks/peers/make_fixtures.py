@@ -46,6 +46,26 @@ ET_HPARAMS = {
     "precision": 64,
 }
 
+#: what TorchMD-Net's training script would add
+TRAINING = {
+    "vector_cutoff": True,
+    "load_model": None,
+    "remove_ref_energy": False,
+    "dataset": "Custom",
+    "lr": 1e-3,
+    "lr_factor": 0.8,
+    "lr_patience": 10,
+    "lr_min": 1e-7,
+    "lr_metric": "val",
+    "lr_warmup_steps": 0,
+    "weight_decay": 0.0,
+    "ema_alpha_y": 1.0,
+    "ema_alpha_neg_dy": 1.0,
+    "y_weight": 1.0,
+    "neg_dy_weight": 1.0,
+    "test_interval": 10,
+}
+
 
 def structures() -> dict[str, Tensor]:
     """Return a batch of four: planar, with an atom just inside the cutoff, one outside it, and a diatomic.
@@ -107,6 +127,80 @@ def record_et(path: Path, vector_cutoff: bool, mean: float | None, std: float | 
     energy, forces = model(**{k: v.clone() for k, v in inputs.items()})
     outputs = {"scalars": scalars, "vectors": vectors, "energy": energy.flatten(), "forces": forces}
     write(path, model.state_dict(), inputs, outputs, hparams, "torchmd-net")
+
+
+def record_denoiser(path: Path) -> None:
+    """Write the noise that a head of gated blocks predicts, in the layout of "pre-training via denoising".
+
+    That code adds to TorchMD-Net a second output model, which here is TorchMD-Net's own vector output, and
+    running sums over the noise seen, here over one draw.
+    """
+    from torchmdnet.models.model import create_model
+    from torchmdnet.models.output_modules import EquivariantVectorOutput
+
+    torch.manual_seed(0)
+    hparams: dict[str, object] = {**ET_HPARAMS, "vector_cutoff": False, "derivative": False}
+    model = create_model(dict(hparams))
+    head = EquivariantVectorOutput(16, activation="silu", dtype=torch.float64)
+    randomize(model, seed=3)
+    randomize(head, seed=4)
+    noise = 0.04 * torch.randn(5000, 3, generator=torch.Generator().manual_seed(5)).double() + 1e-4
+    sums = {
+        "acc_sum": noise.sum(0),
+        "acc_squared_sum": noise.square().sum(0),
+        "acc_count": torch.tensor([float(len(noise))]),
+        "num_accumulations": torch.tensor([1.0]),
+    }
+    inputs = structures()
+    x, v, z, pos, batch = model.representation_model(**{k: value.clone() for k, value in inputs.items()})
+    outputs = {"noise": head.pre_reduce(x, v, z, pos, batch).squeeze(-1)}
+    weights = {
+        **model.state_dict(),
+        **{f"output_model_noise.{key}": value for key, value in head.state_dict().items()},
+        **{f"pos_normalizer.{key}": value.float().double() for key, value in sums.items()},
+    }
+    pretraining = {
+        "output_model_noise": "VectorOutput",
+        "position_noise_scale": 0.04,
+        "denoising_weight": 1.0,
+    }
+    labels = {"denoising_only": True, "energy_weight": 0.0, "force_weight": 1.0, "dataset": "PCQM4MV2"}
+    write(path, weights, inputs, outputs, {**hparams, **pretraining, **labels}, "torchmd-net")
+
+
+def record_checkpoint(path: Path) -> None:
+    """Train TorchMD-Net's own Lightning module for two steps; write its checkpoint and what it computes."""
+    import lightning.pytorch as pl
+    from torch_geometric.data import Data
+    from torch_geometric.loader import DataLoader
+    from torchmdnet.module import LNNP
+
+    inputs, generator = structures(), torch.Generator().manual_seed(6)
+    data = [
+        Data(
+            z=inputs["z"][inputs["batch"] == b],
+            pos=inputs["pos"][inputs["batch"] == b].float(),
+            y=torch.randn(1, 1, generator=generator),
+            neg_dy=torch.randn(int((inputs["batch"] == b).sum()), 3, generator=generator),
+        )
+        for b in range(4)
+    ]
+    torch.manual_seed(0)
+    module = LNNP({**ET_HPARAMS, **TRAINING, "embedding_dimension": 8, "num_layers": 2, "precision": 32})
+    trainer = pl.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[pl.callbacks.EarlyStopping("val_total_mse_loss", strict=False)],
+    )
+    trainer.fit(module, DataLoader(data, batch_size=2), DataLoader(data, batch_size=2))
+    trainer.save_checkpoint(path)
+    energy, forces = module.model.double()(**{k: v.clone() for k, v in inputs.items()})
+    outputs = {"energy": energy.flatten(), "forces": forces}
+    write(path.with_suffix(".safetensors"), {}, inputs, outputs, {}, "torchmd-net")
 
 
 def record_painn(path: Path, shared_filters: bool) -> None:
@@ -186,6 +280,8 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     record_et(folder / "et_vector_cutoff.safetensors", True, mean=None, std=None)
     record_et(folder / "et_published.safetensors", False, mean=-406757.625, std=12.375)
+    record_denoiser(folder / "et_denoiser.safetensors")
+    record_checkpoint(folder / "et_lightning.ckpt")
     record_painn(folder / "painn.safetensors", shared_filters=False)
     record_painn(folder / "painn_shared_filters.safetensors", shared_filters=True)
 

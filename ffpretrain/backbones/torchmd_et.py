@@ -41,6 +41,8 @@ class TorchMDET(Backbone):
         vec_norm: ``"none"``, or ``"whitened"`` for weights of forks that normalise the outgoing vectors in a
             way that is not rotation-equivariant (:class:`~ffpretrain.backbones.vector_norm.WhitenedNorm`).
         vector_input: have the weights that vectors among the extra input features need.
+        layer_norms: normalise scalars and vectors after every layer, for weights of Frad's code; the vectors
+            as ``vec_norm="whitened"`` does.
 
     Raises:
         ConfigError: ``hidden`` is not a multiple of ``heads``, a size is not positive, or an unknown
@@ -63,6 +65,7 @@ class TorchMDET(Backbone):
         vector_cutoff: bool = True,
         vec_norm: str = "none",
         vector_input: bool = False,
+        layer_norms: bool = False,
     ) -> None:
         check_positive(
             "torchmd-et", hidden=hidden, layers=layers, heads=heads, rbf=rbf, cutoff=cutoff, max_z=max_z
@@ -82,6 +85,7 @@ class TorchMDET(Backbone):
             "vector_cutoff": vector_cutoff,
             "vec_norm": vec_norm,
             "vector_input": False,
+            "layer_norms": layer_norms,
         }
         super().__init__(cutoff, hidden, max_z, config)
         self.smooth, self.heads = vector_cutoff, heads
@@ -91,6 +95,7 @@ class TorchMDET(Backbone):
         self.layers = nn.ModuleList(
             EquivariantAttention(hidden, rbf, heads, vector_cutoff, first=i == 0) for i in range(layers)
         )
+        self.vec_norms = nn.ModuleList(WhitenedNorm(hidden) for _ in range(layers)) if layer_norms else None
         self.out_norm = nn.LayerNorm(hidden)
         self.out_norm_vec = WhitenedNorm(hidden) if vec_norm == "whitened" else None
         if vector_input:
@@ -111,8 +116,10 @@ class TorchMDET(Backbone):
         direction = pairs.vector / safe.unsqueeze(-1)
         x, vec = self.with_initial(self.embedding(z), initial)
         x = self.neighbor_embedding(z, x, pairs, basis, weight)
-        for layer in self.layers:
+        for i, layer in enumerate(self.layers):
             x, vec = layer(x, vec, pairs, basis, weight, direction)
+            if self.vec_norms is not None:
+                x, vec = functional.layer_norm(x, x.shape[-1:]), self.vec_norms[i](vec)
         if self.out_norm_vec is not None:
             vec = self.out_norm_vec(vec)
         return Features(self.out_norm(x), vec)

@@ -33,7 +33,8 @@ def unsupported(model: nn.Module, lanes: int) -> str | None:
     backbone, config = model.backbone, model.backbone.config
     if type(model.head) is not EnergyHead:
         return "the head is not the plain energy head"
-    if not backbone.smooth or getattr(backbone, "out_norm_vec", None) is not None:
+    normed = config.get("layer_norms") or getattr(backbone, "out_norm_vec", None) is not None
+    if normed or not backbone.smooth:
         return "vector_cutoff is off, or the vectors are normalised"
     if config.get("shared_filters"):
         return "the layers share their filters"
