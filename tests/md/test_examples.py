@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -54,3 +55,13 @@ def test_openmm_aspirin_in_water(tmp_path: Path) -> None:
     density = [float(line.split(",")[3]) for line in lines[1:]]
     assert len(density) == 10 and all(0.8 < value < 1.1 for value in density)  # g/mL
     assert (tmp_path / "aspirin_in_water.dcd").stat().st_size > 0
+
+
+def test_relabelling_says_what_to_install(tmp_path: Path) -> None:
+    """PySCF may be there or not: here it is not."""
+    (tmp_path / "pyscf.py").write_text("raise ImportError('absent')\n")
+    command = [sys.executable, str(EXAMPLES / "relabel_with_pyscf.py"), "frames.extxyz"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.startswith("error: ") and "pip install pyscf" in result.stderr
