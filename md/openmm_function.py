@@ -95,7 +95,7 @@ class ModelFunction:
         """
         require_molecule(potential, self.numbers)
         self._familiarity = Familiarity(getattr(potential, "card", None), "warn")
-        self._runtime = Runtime(potential, self.device, self.dtype)
+        self._runtime = Runtime(potential, self.device, self.dtype, "auto")
         return self._runtime
 
     def __call__(self, state: openmm.State) -> tuple[float, NDArray[np.float64]]:
