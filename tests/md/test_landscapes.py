@@ -24,6 +24,9 @@ from ffpretrain.md.landscapes import (
     Coordinate,
     Geometries,
     Landscape,
+    collective_variable,
+    free_energy,
+    minimum_energy_path,
     modes_plane,
     parse_coordinate,
     plane_through,
@@ -198,6 +201,44 @@ def test_principal_components_hold_a_planar_trajectory(ethanol: Atoms) -> None:
     spread = np.square(path).sum() * len(ethanol)
     aligned = np.array([superimposed(f, grid.atoms) for f in frames])
     assert spread == pytest.approx(np.square(aligned - grid.atoms.positions).sum(), rel=1e-3)
+
+
+def test_a_band_finds_the_saddle_of_an_inversion() -> None:
+    start = ase.build.molecule("NH3")
+    end = start.copy()
+    end.positions[:, 2] *= -1
+    springs = Springs(start)
+    band, converged = minimum_energy_path(start, end, springs, images=5, fmax=0.002)
+    assert converged
+    (found,) = landscape(springs, geometries=band)
+    # flat, with N-H r and H-H sqrt(3) r, the energy is lowest at r = (a + sqrt(3) b) / 4
+    a, b = start.get_distance(0, 1), start.get_distance(1, 2)
+    r = (a + np.sqrt(3) * b) / 4
+    assert found.energies.argmax() == 2
+    saddle = 1.5 * ((r - a) ** 2 + (np.sqrt(3) * r - b) ** 2)
+    assert found.energies.max() - found.energies.min() == pytest.approx(saddle, rel=1e-3)
+    assert np.all(np.diff(band.axes[0].values) > 0)
+
+
+def test_free_energy_of_a_harmonic_variable() -> None:
+    x = np.random.default_rng(0).normal(0.0, 0.1, 400_000)
+    (centres,), energy = free_energy(x, temperature=300.0, bins=41)
+    near = np.abs(centres) < 0.15
+    kT = 8.617333262e-5 * 300
+    wanted = kT * np.square(centres) / (2 * 0.1**2)
+    assert np.allclose(energy[near] - energy[near].min(), wanted[near] - wanted[near].min(), atol=0.06 * kT)
+    assert np.isnan(free_energy(np.array([0.0, 1.0]), 300.0, bins=10)[1]).sum() == 8
+    assert free_energy(np.zeros((5, 2)), 300.0, bins=3)[1].shape == (3, 3)
+
+
+def test_collective_variables(ethanol: Atoms) -> None:
+    found = collective_variable([ethanol], "dihedral 0 1 2 3")
+    assert found[0] % 360 == pytest.approx(ethanol.get_dihedral(0, 1, 2, 3))
+    assert -180 <= found[0] <= 180
+    assert collective_variable([ethanol], "bond 0 1")[0] == pytest.approx(ethanol.get_distance(0, 1))
+    for text in ("bond 0", "twist 0 1", "bond 0 99"):
+        with pytest.raises(ConfigError):
+            collective_variable([ethanol], text)
 
 
 # energies
