@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ffpretrain.md.stability import label_pieces
 from ffpretrain.md.validation.thresholds import BROKEN_BOND, TOO_CLOSE
+from ffpretrain.molecules import HEAVY_FACTOR, HYDROGEN_FACTOR
 from ffpretrain.neighbors import neighbor_list
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
     from ffpretrain.artifacts import ModelCard
 
-#: a bond is a distance below this multiple of the sum of two covalent radii
-BONDED = 1.25
 #: atoms of a copy above which distances are taken copy by copy, to spare memory
 _TOGETHER = 64
 
@@ -29,15 +28,19 @@ Bonds = NDArray[np.int64]
 
 
 def bonds_of(atoms: Atoms) -> Bonds:
-    """Return the bonded pairs of a structure, ``[B, 2]``, lower index first, each once."""
-    radii = covalent_radii[atoms.numbers]
-    reach = BONDED * 2 * float(radii.max())
+    """Return the bonded pairs of a structure, ``[B, 2]``, lower index first, each once.
+
+    By the rule of :func:`ffpretrain.molecules.find_bonds`, but of any size and in a cell as well.
+    """
+    radii, hydrogen = covalent_radii[atoms.numbers], atoms.numbers == 1
+    reach = HYDROGEN_FACTOR * 2 * float(radii.max())
     index, shift = neighbor_list(
         torch.tensor(atoms.positions), reach, torch.tensor(np.array(atoms.cell.array)), atoms.pbc.tolist()
     )
     second, first = index.numpy()
     vector = atoms.positions[second] + shift.numpy() - atoms.positions[first]
-    bonded = np.linalg.norm(vector, axis=1) < BONDED * (radii[first] + radii[second])
+    scale = np.where(hydrogen[first] | hydrogen[second], HYDROGEN_FACTOR, HEAVY_FACTOR)
+    bonded = np.linalg.norm(vector, axis=1) < scale * (radii[first] + radii[second])
     chosen = bonded & (first < second)
     return np.unique(np.stack([first[chosen], second[chosen]], axis=1), axis=0).astype(np.int64)
 

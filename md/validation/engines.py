@@ -163,7 +163,7 @@ def _openmm(subject: Subject, frames: Sequence[Atoms]) -> Values:
     device = str(subject.runtime.device)
     add_force(
         system,
-        subject.model,
+        subject.source,
         atoms.numbers.tolist(),
         periodic=subject.periodic,
         device=device,
@@ -206,7 +206,7 @@ def _torchmd(subject: Subject, frames: Sequence[Atoms]) -> Values:
     from ffpretrain.md.torchmd import External
 
     numbers = np.array([frame.numbers for frame in frames])
-    external = External(subject.model, numbers, str(subject.runtime.device), dtype="float64")
+    external = External(subject.source, numbers, str(subject.runtime.device), dtype="float64")
     box = np.array([frame.cell.array if subject.periodic else np.zeros((3, 3)) for frame in frames])
     pos = torch.tensor(np.array([frame.positions for frame in frames]))
     energy, forces = external.calculate(pos, torch.tensor(box))
@@ -219,7 +219,7 @@ def _torch_sim(subject: Subject, frames: Sequence[Atoms]) -> Values:
 
     from ffpretrain.md.torchsim import FFModel
 
-    model = FFModel(subject.model, subject.runtime.device, "float64")
+    model = FFModel(subject.source, subject.runtime.device, "float64")
     state = torch_sim.io.atoms_to_state(list(frames), subject.runtime.device, torch.float64)
     out = model(state)
     shape = (len(frames), len(frames[0]), 3)

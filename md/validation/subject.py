@@ -62,7 +62,8 @@ class Subject:
         potential = load_model(model)
         self.seed = seed
         self.card: ModelCard | None = getattr(potential, "card", None)
-        self.model = model
+        # engines get the potential itself: a file may be replaced while a validation runs
+        self.source = potential
         # what is unfamiliar about the structure is said once, below
         self.exact = FFCalculator(potential, device, "float64", False, "ignore")
         self.working = FFCalculator(potential, device, dtype, compile, "ignore")
