@@ -40,11 +40,11 @@ _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 def make_card(potential: Model, name: str, **fields: Any) -> ModelCard:
-    """Return a card for a potential.
+    """Return a card for a model.
 
     Args:
-        potential: what describes the network (backbone, head, elements, cutoff, scale, reference energies) is
-            taken from it.
+        potential: what describes the network (backbone, head, elements, cutoff, scales, reference energies)
+            is taken from it.
         name: of the model.
         **fields: the other fields of :class:`~ffpretrain.artifacts.ModelCard`.
 
@@ -65,7 +65,9 @@ def save_potential(potential: Model, path: str | Path, card: ModelCard) -> Path:
     The same weights and card give the same bytes. Weights are stored in the precision they have.
 
     Args:
-        potential: of :class:`~ffpretrain.potential.Potential` itself, on any device.
+        potential: on any device; of a class that a file can hold: a
+            :class:`~ffpretrain.potential.Potential` or one of the others in
+            :mod:`ffpretrain.artifacts.networks`, no subclass of them.
         path: of the file, ending in ``.safetensors``; its folder is made where absent.
         card: what is known of the model. The fields that describe the network and the versions are written as
             the potential and this package have them.
@@ -98,18 +100,18 @@ def load_potential(
     *,
     trainable: bool = False,
 ) -> Model:
-    """Return a potential in eval mode. Nothing in the file is executed.
+    """Return a model in eval mode: a potential, or what else the file holds. Nothing in it is executed.
 
     Args:
-        model: a name of :func:`~ffpretrain.zoo.list_models`, the path of a model file, or a potential. A
-            potential is returned itself where it already is in eval mode, on the device and of the precision;
-            otherwise a copy is, and the one given stays as it was.
+        model: a name of :func:`~ffpretrain.zoo.list_models`, the path of a model file, or a model. A model is
+            returned itself where it already is in eval mode, on the device and of the precision; otherwise a
+            copy is, and the one given stays as it was.
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or ``"auto"`` for a GPU where there is one.
         dtype: precision of the network: ``"float32"``, ``"float64"`` or the torch type; None keeps that of
             the file. Scale, reference energies and sums are float64 always.
         trainable: let gradients flow to the weights, to train further (after ``.train()``); off, dynamics do
             not spend time on them. Needed for a file of kind ``pretrained``, which is there to be trained.
-            Does not apply to a potential that is given.
+            Does not apply to a model that is given.
 
     Raises:
         ArtifactError: an unknown name (the nearest are named), or a file that is missing, damaged, of another

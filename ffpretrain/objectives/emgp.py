@@ -14,7 +14,8 @@ What is to know of it: with one Langevin step, the paper's choice, the noise is 
 target is Riemannian. The target has neither net force nor torque, and none to first order out of the plane
 of a planar molecule; a prediction of zero costs ``N + 1 + (tr M)^2 / tr M^2`` at small sigma (M: second
 moments of the clean structure). Levels reach 10 Å, where nothing is left of the molecule. The network is
-not told the level.
+not told the level. At small sigma the target is not the score of the positions but that score weighted by
+M: twice its size for two atoms, ``1 / sqrt(3)`` of it for most directions of a large round molecule.
 
 What the paper leaves open, and what is chosen here: the node decoder is a two-layer perceptron on the
 backbone's scalars, its edges are those of the backbone's cutoff and not all pairs with bond types.

@@ -342,6 +342,32 @@ def test_a_pretrained_file_gives_forces_and_says_why_there_is_no_energy(field_fi
     assert atoms.calc.implemented_properties == ["forces"]
 
 
+@pytest.mark.parametrize("name", LABEL_FREE)
+def test_every_label_free_run_ends_in_a_model_for_ase(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(
+        "demo-pretrain",
+        {
+            "objective": {"name": name, "options": {}},
+            "model.backbone": {"name": "torchmd-et", "options": {**SIZE, "hidden": 8}},
+            "data.train": 6,
+            "data.val": 2,
+            "trainer.max_steps": 2,
+            "trainer.val_every_steps": 1,
+            "trainer.batch_size": 2,
+            "schedule.warmup_steps": 1,
+        },
+    )
+    path = train(recipe, tmp_path / "run", progress=False)
+    card = read_card(path)
+    assert card.kind in ("field", "potential")
+    assert (card.temperature, card.level_of_theory) == (500.0, None)
+    assert card.reference_geometry is not None
+    atoms = card.reference_geometry.to_atoms()
+    atoms.calc = FFCalculator(path, device="cpu")
+    assert bool(np.isfinite(atoms.get_forces()).all())
+    assert bool(atoms.get_forces().any())
+
+
 def test_the_pooled_potential_has_an_energy(tmp_path: Path) -> None:
     model, graph = make("3d-emgp").potential(), small()
     path = save_potential(model, tmp_path / "m.safetensors", make_card(model, "m"))
