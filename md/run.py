@@ -184,8 +184,8 @@ class Run:
         except PropertyNotImplementedError as error:
             raise ConfigError(
                 "the model has no energy, so there are no dynamics with it: forces that are no gradient "
-                "conserve nothing (nve) and have no distribution that a thermostat could sample; fine-tune it "
-                "with labels, or relax with FIRE(ffpretrain.md.forces_only(atoms))"
+                "conserve nothing (nve) and have no distribution that a thermostat could sample; fine-tune "
+                "it with labels, or relax with FIRE(ffpretrain.md.forces_only(atoms))"
             ) from error
         if isinstance(self.calculator, FFCalculator) and not self.calculator.conservative:
             warnings.warn(
