@@ -60,8 +60,8 @@ def ndem_loss(
 class NDeM(Supervised):
     """Supervised training with the NDeM auxiliary task; registry name ``ndem``.
 
-    Reports ``ndem_zero`` beside the auxiliary loss: what is expected where both heads give the same force,
-    whatever the noise, ``3 r E[sigma^2] / sigma_max^2`` for a fraction r of displaced atoms.
+    Reports ``ndem_zero`` beside the auxiliary loss: what is expected of a second head that predicts nothing,
+    ``|f|^2 + 3 r E[sigma^2] / sigma_max^2`` for a fraction r of displaced atoms.
 
     Args:
         potential: trained in place; its backbone must have vector features.
@@ -180,9 +180,10 @@ class NDeM(Supervised):
         terms["ndem"] = ndem_loss(
             force, noisy_force, shift.to(dtype), self.sigma_max, mask if self.only_corrupted else None
         )
-        level = noise.sigma[part.batch] / self.sigma_max
-        counted = mask.sum().clamp_min(1) if self.only_corrupted else n_atoms
-        terms["ndem_zero"] = (3 * level.square() * mask).sum().to(dtype) / counted
+        square = 3 * (noise.sigma[part.batch] / self.sigma_max).square() * mask
+        expected = (force.detach().square().sum(-1) + square).to(dtype)
+        weight = mask.to(dtype) if self.only_corrupted else torch.ones_like(expected)
+        terms["ndem_zero"] = (expected * weight).sum() / weight.sum().clamp_min(1)
         if isinstance(sample, Sample) and "n_atoms" in sample.extras:
             # several processes: each counts by its atoms, as in mean_over
             share = len(graph.z) / sample.extras["n_atoms"]

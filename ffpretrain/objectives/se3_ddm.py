@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from ffpretrain.errors import ConfigError, UnsupportedInputError
 from ffpretrain.graphs import Graph, Sample
+from ffpretrain.molecules import MoleculeCache, neighbour_lists
 from ffpretrain.noise import FrameGenerators, noise_levels
 from ffpretrain.objectives.base import Objective, displaced, graph_of, index_of, mean_over
 from ffpretrain.objectives.fields import Learned, force_scale
@@ -215,6 +216,7 @@ class SE3DDM(Objective):
             raise ConfigError(f"se3-ddm: mask_ratio={mask_ratio} must be at least 0 and below 1")
         self.view_sigma, self.beta, self.rebuild_edges = view_sigma, beta, rebuild_edges
         self.mask_ratio = mask_ratio
+        self._neighbours = MoleculeCache(lambda found: neighbour_lists(len(found.numbers), found.bonds))
         self.register_buffer("sigmas", noise_levels(sigma_max, sigma_min, levels), persistent=False)
         #: scores the clean view's distances from the displaced view, and the other way round
         self.score_clean = DistanceScore(potential.backbone.n_features)
@@ -231,7 +233,8 @@ class SE3DDM(Objective):
         streams = FrameGenerators(generator, index_of(sample), graph.n_graphs)
         if self.mask_ratio:
             draws = streams.uniform(torch.bincount(graph.batch, minlength=graph.n_graphs).tolist())
-            graph = part_of(graph, connected_part(graph, 1 - self.mask_ratio, draws))
+            chosen = connected_part(graph, 1 - self.mask_ratio, draws, self._neighbours(sample))
+            graph = part_of(graph, chosen)
         pairs = all_pairs(graph)
         counts = torch.bincount(graph.batch, minlength=graph.n_graphs).tolist()
         device, dtype = graph.pos.device, graph.pos.dtype

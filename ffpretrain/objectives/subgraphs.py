@@ -1,4 +1,4 @@
-"""Parts of molecules: which atoms are bonded, a connected part of a structure, the graph of some atoms."""
+"""Parts of molecules: a connected part of a structure, and the graph of some of its atoms."""
 
 from __future__ import annotations
 
@@ -9,29 +9,11 @@ import torch
 from torch import Tensor
 
 from ffpretrain.graphs import Graph
-from ffpretrain.molecules import HEAVY_FACTOR, HYDROGEN_FACTOR
 
 
-def bonded_pairs(graph: Graph) -> Tensor:
-    """Return the edges between bonded atoms, each in both directions, int64 ``[2, P]``.
-
-    Atoms are bonded by the rule of :func:`ffpretrain.molecules.find_bonds`. The graph's cutoff must be longer
-    than a bond.
-
-    Args:
-        graph: one or more structures.
-    """
-    from ase.data import covalent_radii
-
-    radius = torch.as_tensor(covalent_radii, dtype=graph.pos.dtype, device=graph.pos.device)[graph.z]
-    source, target = graph.edge_index
-    length = (graph.pos[source] + graph.edge_shift - graph.pos[target]).norm(dim=1)
-    hydrogen = (graph.z[source] == 1) | (graph.z[target] == 1)
-    factor = torch.where(hydrogen, HYDROGEN_FACTOR, HEAVY_FACTOR)
-    return graph.edge_index[:, length < factor * (radius[source] + radius[target])]
-
-
-def connected_part(graph: Graph, fraction: float, draws: Sequence[Tensor]) -> Tensor:
+def connected_part(
+    graph: Graph, fraction: float, draws: Sequence[Tensor], neighbours: Sequence[list[list[int]]]
+) -> Tensor:
     """Choose a connected part of each structure by breadth-first search over bonds, bool ``[N]``.
 
     The search starts at a random atom and takes neighbours in random order. Where a fragment is exhausted,
@@ -41,18 +23,16 @@ def connected_part(graph: Graph, fraction: float, draws: Sequence[Tensor]) -> Te
         graph: one or more structures.
         fraction: of the atoms to choose; the number is rounded, and at least 2 where there are as many.
         draws: uniform numbers, one for each atom of a structure; they decide start and order.
+        neighbours: what each atom of a structure is bonded to, counted from 0 in each, as
+            :func:`~ffpretrain.molecules.neighbour_lists`.
     """
     chosen = torch.zeros(len(graph.z), dtype=torch.bool)
-    neighbours: list[list[int]] = [[] for _ in range(len(graph.z))]
-    for source, target in bonded_pairs(graph).T.tolist():
-        neighbours[source].append(target)
     start = 0
-    for draw in draws:
+    for draw, bonded in zip(draws, neighbours, strict=True):
         n = len(draw)
         wanted = min(n, max(2, round(fraction * n)))
         pos = graph.pos[start : start + n].cpu()
-        local = [[j - start for j in neighbours[start + i]] for i in range(n)]
-        chosen[[start + i for i in _search(local, pos, draw.tolist(), wanted)]] = True
+        chosen[[start + i for i in _search(bonded, pos, draw.tolist(), wanted)]] = True
         start += n
     return chosen.to(graph.z.device)
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from ffpretrain.backbones import create_backbone
 from ffpretrain.errors import ConfigError, UnsupportedInputError
 from ffpretrain.graphs import Graph, Sample, batch_graphs, build_graph, graph_from_atoms
+from ffpretrain.molecules import find_bonds, neighbour_lists
 from ffpretrain.noise import noise_levels
 from ffpretrain.objectives import create_objective
 from ffpretrain.objectives.se3_ddm import SE3DDM, all_pairs, distances, pair_forces, unknown_level_floor
-from ffpretrain.objectives.subgraphs import bonded_pairs, connected_part, part_of
+from ffpretrain.objectives.subgraphs import connected_part, part_of
 from ffpretrain.testing import (
     check_batching,
     check_permutation,
@@ -264,20 +265,18 @@ def test_the_loss_falls_on_a_fixed_batch() -> None:
 # ---------------------------------------------------------------- leaving atoms out
 
 
+def bonded(graph: Graph) -> list[list[int]]:
+    return neighbour_lists(len(graph.z), find_bonds(graph.z.numpy(), graph.pos.numpy()))
+
+
 def connected(graph: Graph, chosen: Tensor) -> bool:
     """Whether every two chosen atoms are joined by bonds between chosen atoms: powers of a matrix."""
     n = len(graph.z)
     adjacent = torch.eye(n)
-    source, target = bonded_pairs(graph)
-    adjacent[source, target] = 1
+    for atom, others in enumerate(bonded(graph)):
+        adjacent[atom, others] = 1
     adjacent = adjacent[chosen][:, chosen]
     return bool((torch.linalg.matrix_power(adjacent.double(), n) > 0).all())
-
-
-def test_bonds_of_known_molecules() -> None:
-    for name, bonds in (("CH3CH2OH", 8), ("C6H6", 12), ("trans-butane", 13), ("CO2", 2), ("CH3NO2", 6)):
-        pairs = bonded_pairs(graph_from_atoms(named_molecule(name), CUTOFF))
-        assert pairs.shape == (2, 2 * bonds), name
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.3, 0.7])
@@ -286,13 +285,13 @@ def test_a_part_is_connected_and_of_the_size_asked_for(ratio: float) -> None:
     graph, starts = batch_graphs(graphs), set()
     for seed in range(12):
         draws = [torch.rand(len(g.z), generator=seeded(seed), dtype=torch.float64) for g in graphs]
-        chosen = connected_part(graph, 1 - ratio, draws)
+        chosen = connected_part(graph, 1 - ratio, draws, [bonded(g) for g in graphs])
         for g, part in zip(graphs, chosen.split([14, 11, 5, 3]), strict=True):
             assert int(part.sum()) == max(2, round((1 - ratio) * len(g.z)))
             assert connected(g, part)
         starts.add(tuple(chosen[:14].tolist()))
     assert len(starts) > 3
-    again = connected_part(graph, 1 - ratio, draws)
+    again = connected_part(graph, 1 - ratio, draws, [bonded(g) for g in graphs])
     assert torch.equal(again, chosen)
 
 
@@ -300,12 +299,13 @@ def test_a_part_goes_on_in_the_nearest_fragment() -> None:
     water = graph_from_atoms(named_molecule("H2O"), 20.0)
     pos = torch.cat([water.pos, water.pos + 4.0, water.pos + 9.0])
     graph = build_graph(water.z.repeat(3), pos, 20.0)
-    draw = torch.arange(9, dtype=torch.float64)
-    assert connected_part(graph, 5 / 9, [draw]).nonzero().flatten().tolist()[:3] == [0, 1, 2]
-    assert int(connected_part(graph, 5 / 9, [draw])[3:6].sum()) == 2
-    assert bool(connected_part(graph, 1.0, [draw]).all())
+    draw, lists = torch.arange(9, dtype=torch.float64), [bonded(graph)]
+    chosen = connected_part(graph, 5 / 9, [draw], lists)
+    assert chosen.nonzero().flatten().tolist()[:3] == [0, 1, 2]
+    assert int(chosen[3:6].sum()) == 2
+    assert bool(connected_part(graph, 1.0, [draw], lists).all())
     alone = graph_from_atoms(named_molecule("H2O")[:1], CUTOFF)
-    assert connected_part(alone, 0.5, [draw[:1]]).tolist() == [True]
+    assert connected_part(alone, 0.5, [draw[:1]], [[[]]]).tolist() == [True]
 
 
 def test_the_graph_of_a_part_is_that_of_its_atoms() -> None:
