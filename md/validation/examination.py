@@ -157,7 +157,7 @@ class Validation:
             "seed": subject.seed,
             "passed": not any(check.status == "missed" for check in checks.values()),
             "thresholds": {name: {"value": value, "unit": unit} for name, (value, unit) in TABLE.items()},
-            "checks": [check.as_dict() for check in checks.values()],
+            "checks": {name: check.as_dict() for name, check in checks.items()},
             "seconds": round(self.state.seconds, 1),
         }
         write_text(self.paths["result"], json.dumps(summary, indent=1, allow_nan=False) + "\n")
@@ -270,13 +270,14 @@ def _write_frames(path: Path, frames: list[Atoms]) -> None:
     write_atomically(path, lambda temporary: write_extxyz(str(temporary), frames))
 
 
-def _seconds(function: Callable[[], object], times: int = 3) -> float:
-    """Return the time of one call, after one to warm up."""
+def _seconds(function: Callable[[], object], least: float = 1.0) -> float:
+    """Return the time of one call, after one to warm up, over at least so many seconds of calls."""
     function()
-    begun = time.perf_counter()
-    for _ in range(times):
+    calls, begun = 0, time.perf_counter()
+    while (spent := time.perf_counter() - begun) < least:
         function()
-    return (time.perf_counter() - begun) / times
+        calls += 1
+    return spent / calls
 
 
 def _duration(seconds: float) -> str:
