@@ -9,6 +9,7 @@ import numpy as np
 
 from ffpretrain import units
 from ffpretrain.errors import NonFiniteError
+from ffpretrain.md.agreement import AgreementError
 from ffpretrain.md.output import rows
 from ffpretrain.md.simulation import simulate
 from ffpretrain.md.stability import SimulationError
@@ -57,7 +58,7 @@ def check_conservation(subject: Subject, minimum: Atoms, plan: Plan, folder: Pat
             overwrite=not begun,
             progress=progress,
         )
-    except (SimulationError, NonFiniteError) as error:
+    except (SimulationError, NonFiniteError, AgreementError) as error:
         return Check("nve", "missed", f"stopped: {error}", {"time": None, "slope": None})
     summary = result.summary
     n_atoms = len(minimum)

@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from ffpretrain._version import __version__
 from ffpretrain.errors import DataError
 from ffpretrain.md.agreement import AgreementError
 from ffpretrain.md.output import labelled_frame, write_text
+from ffpretrain.md.replicas import Replicas
 from ffpretrain.md.validation import stability
 from ffpretrain.md.validation.conservation import check_conservation
 from ffpretrain.md.validation.engines import check_engines
@@ -34,8 +36,6 @@ from ffpretrain.md.validation.vibrations import check_vibrations
 
 if TYPE_CHECKING:
     from ase import Atoms
-
-    from ffpretrain.md.replicas import Replicas
 
 SCHEMA, VERSION = "ffpretrain-validate", 1
 UNITS = {
@@ -113,13 +113,21 @@ class Validation:
         self.state.save()
 
     def execute(self) -> None:
-        """Run every check that is not done, and save after each."""
+        """Say how long it will take, run every check that is not done, and save after each."""
+        replicas: Replicas | Check | None = None
+        if not {"nve", "stability", "distances"} <= self.state.checks.keys():
+            replicas = self._make_replicas()
+        self._estimate(replicas)
         self._do("engines", lambda: check_engines(self.subject))
         self._do("symmetry", lambda: check_symmetry(self.subject))
         self._do("stretch", lambda: check_stretch(self.subject))
         self._do("vibrations", self._vibrations)
-        if not {"nve", "stability", "distances"} <= self.state.checks.keys():
-            self._dynamics()
+        self._do("nve", self._conservation)
+        if isinstance(replicas, Check):
+            self._finish(replicas)
+            self._finish(Check("distances", "not run", "there are no replicas"))
+        elif replicas is not None:
+            self._run_replicas(replicas)
         self._do("own-frames", self._own_frames)
 
     def ordered(self) -> dict[str, Check]:
@@ -202,45 +210,54 @@ class Validation:
         self.state.minimum = minimum.positions.tolist()
         return check
 
-    def _dynamics(self) -> None:
-        """Run the parts that take time, having said how long that will be."""
-        subject, plan = self.subject, self.plan
-        minimum = subject.atoms.copy()
-        minimum.positions = np.array(self.state.minimum)
+    def _make_replicas(self) -> Replicas | Check:
+        """Return the evaluation of all replicas, or the miss that there is none."""
         try:
-            replicas = stability.make_replicas(subject, plan, self.temperatures)
+            return stability.make_replicas(self.subject, self.plan, self.temperatures)
         except AgreementError as error:
-            self._finish(Check("stability", "missed", str(error)))
-            self._finish(Check("distances", "not run", "there are no replicas"))
-            replicas = None
-        self._estimate(replicas)
-        self._do("nve", lambda: check_conservation(subject, minimum, plan, self.paths["nve"], self.progress))
-        if replicas is None:
-            return
+            return Check("stability", "missed", str(error))
+
+    def _conservation(self) -> Check:
+        minimum = self.subject.atoms.copy()
+        minimum.positions = np.array(self.state.minimum)
+        return check_conservation(self.subject, minimum, self.plan, self.paths["nve"], self.progress)
+
+    def _run_replicas(self, replicas: Replicas) -> None:
+        subject, kelvin = self.subject, self.temperatures
         run = stability.run_replicas(
-            subject, replicas, plan, self.temperatures, self.data, self.paths["replicas"], self.progress
+            subject, replicas, self.plan, kelvin, self.data, self.paths["replicas"], self.progress
         )
         if run.failures:
             _write_frames(self.paths["failures"], stability.failed_frames(subject.atoms, run.failures))
-        self._do("stability", lambda: stability.check_stability(run, self.temperatures, replicas.backend))
+        self._do("stability", lambda: stability.check_stability(run, kelvin, replicas.backend))
         self._do(
-            "distances",
-            lambda: stability.check_distances(run, self.temperatures, self.data, self.data_temperature),
+            "distances", lambda: stability.check_distances(run, kelvin, self.data, self.data_temperature)
         )
 
-    def _estimate(self, replicas: Replicas | None) -> None:
-        """Say how long the dynamics will take, from a few steps of each."""
-        subject, plan = self.subject, self.plan
-        atoms = subject.atoms
-        subject.working.expect(plan.nve_steps)
+    def _estimate(self, replicas: Replicas | Check | None) -> None:
+        """Say how long what is left will take, from a second of each kind of evaluation.
+
+        Labels by a reference are not in it: nothing is known of its speed.
+        """
+        subject, plan, done = self.subject, self.plan, self.state.checks
+        atoms, total = subject.atoms, 0.0
         cell, pbc = np.array(atoms.cell.array), atoms.pbc.tolist()
-        single = _seconds(lambda: subject.runtime.evaluate(atoms.numbers, atoms.positions, cell, pbc))
-        total = 0.0 if "nve" in self.state.checks else plan.nve_steps * single
-        if replicas is not None and "stability" not in self.state.checks:
+        if "vibrations" not in done:
+            # finite differences 12N, second derivatives 3N of twice the work, the stretch, the relaxation
+            exact = subject.exact.runtimes[0]
+            once = _seconds(lambda: exact.evaluate(atoms.numbers, atoms.positions, cell, pbc))
+            total += (18 * len(atoms) + 300) * once
+        if "nve" not in done:
+            subject.working.expect(plan.nve_steps)
+            with suppress(AgreementError):  # which is the check's to report
+                runtime = subject.runtime
+                once = _seconds(lambda: runtime.evaluate(atoms.numbers, atoms.positions, cell, pbc))
+                total += plan.nve_steps * once
+        if isinstance(replicas, Replicas) and "stability" not in done:
             copies = torch.tensor(atoms.positions, device=replicas.device).expand(replicas.count, -1, -1)
             total += plan.stability_steps * _seconds(lambda: replicas(copies))
         # integrators, checks of every step and files, as measured on molecules of 9 and 21 atoms
-        self.report(f"dynamics of level {plan.name}: about {_duration(1.15 * total)} to go")
+        self.report(f"level {plan.name}: about {_duration(1.15 * total)} on this machine")
 
     def _own_frames(self) -> Check:
         """Write the frames kept of the trajectory, and compare them with the reference."""
