@@ -83,6 +83,10 @@ class ArrayDataset(Dataset):
         )
 
 
+#: Å, eV/Å and eV beyond which a value is an error of the file and not of this world
+LARGEST = {"a position": 1e6, "a force": 1e6, "the energy": 1e12}
+
+
 def check_numbers(where: object, numbers: NDArray[np.integer]) -> None:
     """Refuse an empty structure and atomic numbers outside 1..118.
 
@@ -153,7 +157,9 @@ def check_finite(
     energy: NDArray[np.float64] | None,
     forces: NDArray[np.float64] | None,
 ) -> None:
-    """Refuse NaN and infinite values, naming the first frame that has one; padding is not looked at.
+    """Refuse NaN, infinite and absurd values, naming the first frame that has one; padding is not looked at.
+
+    Absurd is what no molecule has and what overflows in float32 soon: see :data:`LARGEST`.
 
     Args:
         where: gives file and frame by the frame's index, for the message.
@@ -163,7 +169,7 @@ def check_finite(
         forces: ``[F, n, 3]`` or None.
 
     Raises:
-        DataError: a position, energy or force is not finite.
+        DataError: a position, energy or force is not finite, or beyond :data:`LARGEST`.
     """
     mend = "remove or recompute that frame"
     for name, values in (("a position", positions), ("a force", forces)):
@@ -172,7 +178,15 @@ def check_finite(
         bad = np.flatnonzero((~np.isfinite(values).all(axis=2) & atoms).any(axis=1))
         if len(bad):
             raise DataError(f"{where(int(bad[0]))}: {name} is not finite (NaN or inf); {mend}")
+        most = LARGEST[name]
+        bad = np.flatnonzero(((np.abs(values) > most).any(axis=2) & atoms).any(axis=1))
+        if len(bad):
+            raise DataError(f"{where(int(bad[0]))}: {name} is beyond {most:.0e} in eV and Å; {mend}")
     if energy is not None:
         bad = np.flatnonzero(~np.isfinite(energy))
         if len(bad):
             raise DataError(f"{where(int(bad[0]))}: the energy is not finite (NaN or inf); {mend}")
+        most = LARGEST["the energy"]
+        bad = np.flatnonzero(np.abs(energy) > most)
+        if len(bad):
+            raise DataError(f"{where(int(bad[0]))}: the energy is beyond {most:.0e} eV; {mend}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ffpretrain.datasets._io import existing_file
+from ffpretrain.datasets.arrays import LARGEST
 from ffpretrain.errors import DataError
 
 if TYPE_CHECKING:
@@ -33,9 +34,11 @@ def read_structure(structure: str | os.PathLike[str] | Atoms) -> tuple[Atoms, st
         file = existing_file(path if at and index.lstrip("-").isdigit() else structure, "structure file")
         atoms, label = _read_one(file, int(index) if at and index.lstrip("-").isdigit() else None)
     if len(atoms) == 0:
-        raise DataError(f"{label}: holds no atoms")
+        raise DataError(f"{label}: holds no atoms; give a structure with at least one")
     if not np.all(np.isfinite(atoms.positions)):
         raise DataError(f"{label}: a position is not finite; correct the file")
+    if np.abs(atoms.positions).max() > LARGEST["a position"]:
+        raise DataError(f"{label}: a position is beyond {LARGEST['a position']:.0e} Å; correct the file")
     return atoms, label
 
 
@@ -50,8 +53,13 @@ def _read_one(file: Path, index: int | None) -> tuple[Atoms, str]:
     except DataError:
         raise
     except Exception as error:  # ASE's readers raise anything at all on a damaged file
+        if isinstance(error, KeyError):  # of ASE's table of elements
+            raise DataError(f"{file}: unknown element {error}; use symbols such as C or Cl") from error
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(f"{file}: cannot be read as a structure ({lines[0]})") from error
+        raise DataError(
+            f"{file}: cannot be read as a structure ({lines[0]}); check its format, which ASE takes from the "
+            "extension"
+        ) from error
     if not images:
         raise DataError(f"{file}: holds no structure")
     if index is None and len(images) > 1:

@@ -12,6 +12,9 @@ from ffpretrain.md.engines import ENGINES
 from ffpretrain.md.integrators import ENSEMBLES
 from ffpretrain.md.output import FORMATS
 
+#: steps beyond which a run is a slip of the pen: 5 seconds of simulated time at 0.5 fs
+MOST_STEPS = 10**13
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -61,6 +64,8 @@ class Settings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
                 raise ConfigError(f"{name} must be a whole number of at least {least}, not {value!r}")
+            if value > MOST_STEPS:
+                raise ConfigError(f"{name}={value:.3g} would never end; at most {MOST_STEPS:.0e}")
         if self.temperature is None:
             if self.ensemble != "nve":
                 raise ConfigError(

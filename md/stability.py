@@ -71,7 +71,7 @@ class StabilityCheck:
         if moved.max() > LONGEST_STEP:
             atom = int(np.argmax(moved))
             raise SimulationError(
-                f"atoms fly apart at step {step}: atom {atom} moved {moved[atom]:.2f} Å in one step; shorten "
+                f"atoms fly apart at step {step}: atom {atom} moved {moved[atom]:.4g} Å in one step; shorten "
                 "the timestep, lower the temperature or start from a minimised structure"
             )
         self._before = positions.copy()

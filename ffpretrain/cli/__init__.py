@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -30,8 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Raises:
         SystemExit: always, with the exit code, unless a bug raises something else.
     """
+    words = None if arguments is None else list(arguments)
     try:
-        build_command().main(args=None if arguments is None else list(arguments), prog_name="ffpretrain")
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            build_command().main(args=words, prog_name="ffpretrain")
     except UserError as error:
         _leave(str(error))
     except _PATH_ERRORS as error:
@@ -39,6 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     sys.exit(0)
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    """Print a warning as one line, without the line of source code that Python adds."""
+    print("warning: " + " ".join(str(message).split()), file=sys.stderr)
 
 
 def _leave(message: str) -> NoReturn:

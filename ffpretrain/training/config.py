@@ -21,7 +21,8 @@ class BackboneConfig(_Strict):
     """Which network, and its size."""
 
     name: str = Field(
-        default="torchmd-et", description="backbone name: `torchmd-et`, `painn`, or a plug-in's"
+        default="torchmd-et",
+        description="backbone name: `torchmd-et`, `painn`, `egnn`, `schnet`, or a plug-in's",
     )
     options: dict[str, Any] = Field(default_factory=dict, description="constructor arguments of the backbone")
 
@@ -44,9 +45,7 @@ class ModelConfig(_Strict):
 class ObjectiveConfig(_Strict):
     """What is trained for."""
 
-    name: str = Field(
-        default="ndem", description="objective name: `ndem`, `supervised`, `coord`, or a plug-in's"
-    )
+    name: str = Field(default="ndem", description="objective name, one of docs/objectives.md or a plug-in's")
     options: dict[str, Any] = Field(default_factory=dict, description="fields of the objective")
 
 

@@ -78,10 +78,10 @@ def landscape(
     if unit not in UNITS:
         raise ConfigError(f"unit={unit!r}: give one of {', '.join(UNITS)}")
     models = [evaluator(one, dtype) for one in (model if isinstance(model, list | tuple) else [model])]
-    folder = None if out is None else _folder(Path(out))
     if geometries is None:
         base = _structure(model, atoms)
         geometries = _grid(model, base, scan, relaxed, points, extent, seed, progress)
+    folder = None if out is None else _folder(Path(out))
     others = [] if reference is None else [evaluator(reference, dtype)]
     others = [one._replace(label=reference_label or one.label) for one in others]
     found = [_run(geometries, one, folder, i, progress) for i, one in enumerate([*models, *others])]
