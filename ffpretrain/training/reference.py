@@ -85,11 +85,16 @@ def _kind(annotation: Any) -> str:
     return _NAMES.get(origin or annotation, str(annotation))
 
 
+def write_between(path: Path, begin: str, end: str, content: str) -> None:
+    """Put text between two marks of a Markdown file, in place of what is there."""
+    before, _, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, _, after = rest.partition(end)
+    path.write_text(f"{before}{begin}\n\n{content}\n\n{end}{after}", encoding="utf-8")
+
+
 def main(path: Path) -> None:
     """Write the table anew in a Markdown file that holds the two marks."""
-    before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    path.write_text(f"{before}{BEGIN}\n\n{field_table()}\n\n{END}{after}", encoding="utf-8")
+    write_between(path, BEGIN, END, field_table())
 
 
 if __name__ == "__main__":
