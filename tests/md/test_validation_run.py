@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -510,7 +511,8 @@ def test_more_bad_input(morse: Model, potential: Potential, ethanol: Atoms) -> N
 def test_a_reference_that_is_not_installed_is_named(
     with_card: Build, ethanol: Atoms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "tblite", None)
+    for name in ("tblite", *(name for name in sys.modules if name.startswith("tblite."))):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingDependencyError, match="pip install"):
         validate(with_card(level_of_theory=None), ethanol, reference="gfn2")
 
