@@ -16,6 +16,7 @@ from ffpretrain.objectives import create_objective
 from ffpretrain.objectives.denoisevae import DenoiseVAE, kl_divergence
 from ffpretrain.testing import (
     check_permutation,
+    check_reflection,
     check_rotation,
     check_translation,
     random_molecule,
@@ -155,6 +156,28 @@ def test_the_smallest_loss_falls_with_the_noise(sigma: float, least: float) -> N
         assert float(objective.denoising_error(clean, levels, normal(n, 3)).mean()) / 3 > at_best
 
 
+@pytest.mark.parametrize("sigma", [0.05, 0.3])
+def test_a_trained_slope_is_the_best_one(sigma: float) -> None:
+    # the loss is quadratic in the slope: its derivative at two slopes gives the minimum, one step of Newton
+    s, n = 0.1, 4000
+    objective, clean = toy(0.0, n, s)
+    head = objective.noise_head
+    head.slope = nn.Parameter(torch.zeros((), dtype=torch.float64))
+    levels = torch.full((n,), sigma, dtype=torch.float64)
+    ends = []
+    for value in (0.0, 100.0):
+        with torch.no_grad():
+            head.slope.fill_(value)
+        loss = objective.denoising_error(clean, levels, normal(n, 3)).mean() / 3
+        ends.append(float(torch.autograd.grad(loss, head.slope)[0]))
+    best = 100 * ends[0] / (ends[0] - ends[1])
+    assert best == pytest.approx(1 / (s**2 + sigma**2), rel=5 * math.sqrt(2 / (3 * n)))
+    with torch.no_grad():
+        head.slope.fill_(best)
+    least = float(objective.denoising_error(clean, levels, normal(n, 3)).mean().detach()) / 3
+    assert least == pytest.approx(1 / (1 + sigma**2 / s**2), rel=5 * math.sqrt(2 / (3 * n)))
+
+
 def test_the_gradient_to_sigma_is_that_of_the_reparametrised_loss() -> None:
     # L = (1 - k sigma^2)^2 + k^2 sigma^2 s^2, dL/dsigma = -4 k sigma (1 - k sigma^2) + 2 k^2 sigma s^2
     s, k, sigma, n = 0.1, 30.0, 0.12, 4000
@@ -195,6 +218,7 @@ def test_sigma_is_invariant() -> None:
 
     assert float(objective.noise_generator(graph()).detach().std()) > 1e-4
     check_rotation(model, graph())
+    check_reflection(model, graph())
     check_translation(model, graph())
     check_permutation(model, graph())
 

@@ -279,6 +279,25 @@ def test_forces_are_a_gradient_without_net_force_or_torque() -> None:
         potential(clean, stress=True)
 
 
+def test_forces_have_no_curl_whatever_the_weights() -> None:
+    one = random_molecule([6, 1, 8], 4, CUTOFF, seeded(2))
+    for seed in range(2):
+        objective = make()
+        randomize(objective, seed=seed)
+
+        def force(pos: Tensor, objective: EMGP = objective) -> Tensor:
+            pooled = objective.energy_head.pool(objective.network.features(one._replace(pos=pos)), one)
+            energy = objective.energy_head.project(pooled).sum()
+            return -torch.autograd.grad(energy, pos, create_graph=True)[0]
+
+        start = one.pos.clone().requires_grad_(True)
+        _, _, wanted = objective.energy_head(objective.network, one)
+        torch.testing.assert_close(force(start), wanted)
+        jacobian = torch.autograd.functional.jacobian(force, start).reshape(12, 12)
+        assert float(jacobian.abs().max()) > 1e-6
+        torch.testing.assert_close(jacobian, jacobian.T, rtol=0, atol=1e-10 * float(jacobian.abs().max()))
+
+
 def test_the_loss_falls_on_a_fixed_batch() -> None:
     objective, clean = make(sigma_max=0.5), graph()
     optimizer = torch.optim.Adam(objective.parameters(), lr=1e-2)

@@ -141,6 +141,24 @@ def test_the_loss_does_not_change_when_structure_and_noise_turn_together(
     assert (other["loss"] == pytest.approx(plain["loss"], rel=1e-9)) is (name == "slide")
 
 
+# ---------------------------------------------------------------- batches
+
+
+@pytest.mark.parametrize("name", LABEL_FREE)
+def test_the_loss_of_a_structure_does_not_depend_on_its_batch(name: str) -> None:
+    objective, samples = make(name), []
+    for index, chosen in ((7, "CH3CH2OH"), (3, "CH3CONH2")):  # nine atoms each: means over either are alike
+        atoms = molecule(chosen)
+        frame = Frame(numbers=atoms.numbers, positions=atoms.positions)
+        samples.append(sample_from_frame(frame, CUTOFF, index))
+    alone = [values(objective(sample, seeded())) for sample in samples]
+    for order in (samples, samples[::-1]):
+        both = values(objective(collate(order), seeded()))
+        assert both == pytest.approx({key: (alone[0][key] + alone[1][key]) / 2 for key in both}, rel=1e-9)
+    other = values(objective(samples[0]._replace(extras={"index": torch.tensor([8])}), seeded()))
+    assert other["loss"] != pytest.approx(alone[0]["loss"], rel=1e-9)
+
+
 # ---------------------------------------------------------------- devices
 
 

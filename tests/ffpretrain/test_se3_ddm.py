@@ -124,6 +124,44 @@ def test_the_best_score_of_gaussian_distances() -> None:
     assert loss(0.9 * best) > loss(best) < loss(1.1 * best)
 
 
+def test_a_trained_head_learns_the_score_of_gaussian_distances() -> None:
+    # -(d~ - m) / (s^2 + sigma^2), in units of 1 / sigma; linear least squares are a whole training
+    s, sigma, n, mean = 0.1, 0.3, 20_000, 1.5
+    graph = batch_graphs([molecule(2)] * n)
+    pos = torch.zeros(2 * n, 3, dtype=torch.float64)
+    pos[1::2, 0] = mean + s * normal(n, seed=2)
+    graph = graph._replace(pos=pos)
+    objective, level = make(rebuild_edges=False), torch.full((n,), sigma, dtype=torch.float64)
+    objective.network.backbone = nn.Identity()  # type: ignore[assignment]
+    objective.network.features = lambda g: _Scalars(g)  # type: ignore[method-assign, assignment]
+    head = nn.Linear(1, 1).double()
+    wrapped = Wrapped(head)
+    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=50, line_search_fn="strong_wolfe")
+    pairs, xi = all_pairs(graph), normal(n, seed=3)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = objective.direction(wrapped, graph, graph, pairs, level, xi).mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    slope, at_mean = float(head.weight.detach()), float(head(torch.tensor([[mean]]).double()).detach())
+    assert slope == pytest.approx(-sigma / (s**2 + sigma**2), rel=5 / math.sqrt(n))
+    assert at_mean == pytest.approx(0.0, abs=5 / math.sqrt(n))
+
+
+class Wrapped(nn.Module):
+    """A head that sees the disturbed distance alone."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, distance: Tensor, scalars: Tensor, pairs: Tensor) -> Tensor:
+        return self.inner(distance.unsqueeze(1)).squeeze(1)
+
+
 class _Scalars:
     def __init__(self, graph: Graph) -> None:
         self.scalars = graph.pos
@@ -221,6 +259,23 @@ def test_each_view_may_turn_by_itself(mirror: float) -> None:
         objective.score_clean, turned(first, 3, mirror), turned(second, 4, -mirror), pairs, level, xi
     )
     torch.testing.assert_close(moved, plain, rtol=1e-9, atol=0)
+
+
+def test_the_order_of_atoms_changes_nothing() -> None:
+    objective, first, second = make(), molecule(9), molecule(9, seed=2)
+    order = torch.randperm(9, generator=seeded(4))
+    pairs, level, xi = all_pairs(first), torch.tensor([0.3], dtype=torch.float64), normal(36)
+    number = {tuple(pair): k for k, pair in enumerate(pairs.T.tolist())}
+    moved = [number[min(a, b), max(a, b)] for a, b in order[pairs].T.tolist()]
+
+    def shuffled(graph: Graph) -> Graph:
+        return build_graph(graph.z[order], graph.pos[order], CUTOFF)
+
+    plain = objective.direction(objective.score_clean, first, second, pairs, level, xi)
+    other = objective.direction(
+        objective.score_clean, shuffled(first), shuffled(second), pairs, level, xi[moved]
+    )
+    torch.testing.assert_close(other, plain, rtol=1e-10, atol=0)
 
 
 def test_swapping_views_and_heads_changes_nothing() -> None:
