@@ -123,14 +123,15 @@ def check_distances(
         return Check("distances", "missed", f"no replica at {data_temperature:g} K lived long enough")
     own, theirs = distances.density(counts.sum(0)), distances.density(data.counts.sum(0))
     error = distances.mean_absolute_error(own, theirs)
-    sampling = distances.sampling_error(counts)
+    sampling, of_data = distances.sampling_error(counts), distances.sampling_error(data.counts)
     summary = f"h(r) MAE {error:.4f} against {data.name} at {data_temperature:g} K"
-    if sampling is not None:
-        summary += f" (sampling error of this run about {sampling:.4f})"
+    if sampling is not None and of_data is not None:
+        # independent errors of about the same shape add in squares
+        summary += f" (with this little sampling a perfect model has about {np.hypot(sampling, of_data):.3f})"
     measured = {
         "hr_mae": error,
         "sampling_error": sampling,
-        "sampling_error_of_data": distances.sampling_error(data.counts),
+        "sampling_error_of_data": of_data,
         "temperature": data_temperature,
         "data": data.name,
         "frames": len(data.positions),
