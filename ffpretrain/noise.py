@@ -178,6 +178,20 @@ class RiemannScore(NamedTuple):
     alpha: Tensor
 
 
+def riemann_gaussian_log_density(noisy: Tensor, clean: Tensor, sigma: Tensor, batch: Tensor) -> Tensor:
+    """Return ``-d^2 / (4 sigma^2)`` of each structure ``[B]``, eq. 9-10 of 3D-EMGP without its constant.
+
+    ``d = |Y~^T Y~ - Y^T Y|_F`` compares the matrices of inner products between atoms, in columns and centred;
+    it is found from second moments, at a cost that grows with N: ``d^2 = |M~|^2 + |M|^2 - 2 |C|^2``.
+    Arguments as :func:`riemann_gaussian_score`.
+    """
+    n = len(sigma)
+    y, x = _centred(noisy, batch, n), _centred(clean, batch, n)
+    own, other, cross = _moment(y, y, batch, n), _moment(x, x, batch, n), _moment(x, y, batch, n)
+    squares = [m.square().sum((1, 2)) for m in (own, other, cross)]
+    return -(squares[0] + squares[1] - 2 * squares[2]) / (4 * sigma.to(noisy).square())
+
+
 def riemann_gaussian_score(noisy: Tensor, clean: Tensor, sigma: Tensor, batch: Tensor) -> Tensor:
     """Return the score of the Riemann-Gaussian distribution, eq. 11 of 3D-EMGP, ``[N, 3]``.
 
@@ -207,6 +221,35 @@ def riemann_gaussian_target(noisy: Tensor, clean: Tensor, sigma: Tensor, batch: 
     return torch.where((divisor > 0)[batch].unsqueeze(1), found.score / divisor[batch].unsqueeze(1), 0.0)
 
 
+def riemann_gaussian_sample(
+    clean: Tensor,
+    sigma: Tensor,
+    batch: Tensor,
+    generator: torch.Generator,
+    steps: int = 1,
+    index: Tensor | None = None,
+) -> Tensor:
+    """Draw noisy positions ``[N, 3]``: :func:`riemann_gaussian_noise` with draws from a generator.
+
+    Args:
+        clean: positions ``[N, 3]``.
+        sigma: level of each structure ``[B]``.
+        batch: structure of each atom ``[N]``, ascending.
+        generator: source of randomness.
+        steps: of the Langevin dynamics, T of appendix A.6.
+        index: identifies each structure, see :class:`FrameGenerators`.
+
+    Raises:
+        ConfigError: ``steps`` below 1.
+    """
+    if steps < 1:
+        raise ConfigError(f"riemann_gaussian_sample: steps={steps}; give at least 1")
+    counts = torch.bincount(batch, minlength=len(sigma)).tolist()
+    streams = FrameGenerators(generator, index, len(sigma))
+    unit = [streams.normal(counts, clean.dtype).to(clean.device) for _ in range(steps)]
+    return riemann_gaussian_noise(clean, batch, sigma, unit)
+
+
 def riemann_gaussian_noise(pos: Tensor, batch: Tensor, sigma: Tensor, unit: Sequence[Tensor]) -> Tensor:
     """Return noisy positions ``[N, 3]`` after Langevin steps towards the Riemann-Gaussian distribution.
 
@@ -231,15 +274,16 @@ def riemann_gaussian_noise(pos: Tensor, batch: Tensor, sigma: Tensor, unit: Sequ
 
 def _riemann(noisy: Tensor, clean: Tensor, batch: Tensor, n_graphs: int) -> RiemannScore:
     y, x = _centred(noisy, batch, n_graphs), _centred(clean, batch, n_graphs)
-
-    def moment(a: Tensor, b: Tensor) -> Tensor:
-        outer = a.unsqueeze(2) * b.unsqueeze(1)
-        return outer.new_zeros(n_graphs, 3, 3).index_add(0, batch, outer)
-
-    own, cross = moment(y, y), moment(x, y)
+    own, cross = _moment(y, y, batch, n_graphs), _moment(x, y, batch, n_graphs)
     score = torch.einsum("ni,nij->nj", x, cross[batch]) - torch.einsum("ni,nij->nj", y, own[batch])
     alpha = 0.5 * (torch.linalg.matrix_norm(own) + torch.linalg.matrix_norm(cross))
     return RiemannScore(score, alpha)
+
+
+def _moment(a: Tensor, b: Tensor, batch: Tensor, n_graphs: int) -> Tensor:
+    """Return ``sum_i a_i b_i^T`` over the atoms of each structure ``[B, 3, 3]``."""
+    outer = a.unsqueeze(2) * b.unsqueeze(1)
+    return outer.new_zeros(n_graphs, 3, 3).index_add(0, batch, outer)
 
 
 def _centred(pos: Tensor, batch: Tensor, n_graphs: int) -> Tensor:

@@ -10,7 +10,8 @@ summed over all pairs of atoms, mean over structures and over the two directions
 head.
 
 What the paper leaves open or its code does otherwise, and what is chosen here: one level for each structure
-and direction, drawn from all (the paper sums over them); beta is 2, which weighs all levels alike (the grid
+and direction, drawn from all, as in the code (``all_levels=True`` takes the mean over all of them, as eq. 9
+is written, each with its own draw); beta is 2, which weighs all levels alike (the grid
 is 0.05 to 10, the choice not reported); ``mask_ratio`` is 0 (the grid is 0 and 0.3): above it, both views
 keep the same connected part of the atoms, found by breadth-first search over bonds from a random atom; the
 view's edges are its own (``rebuild_edges=False`` keeps the clean ones, as the code). Disturbed distances may
@@ -41,6 +42,7 @@ __all__ = [
     "DistanceField",
     "DistanceScore",
     "all_pairs",
+    "distance_score_loss",
     "distances",
     "pair_forces",
     "unknown_level_floor",
@@ -82,6 +84,20 @@ def pair_forces(score: Tensor, pos: Tensor, pairs: Tensor) -> Tensor:
     vector = pos[pairs[0]] - pos[pairs[1]]
     pull = score.to(pos).unsqueeze(1) * vector / vector.norm(dim=1, keepdim=True)
     return torch.zeros_like(pos).index_add(0, pairs[0], pull).index_add(0, pairs[1], -pull)
+
+
+def distance_score_loss(score: Tensor, xi: Tensor, sigma: Tensor, beta: float = 2.0) -> Tensor:
+    """Return ``sigma^(beta - 2) (s + xi)^2 / 2``, eq. 9 for each pair, in the shape of the arguments.
+
+    That is ``sigma^beta (s / sigma - (d - d~) / sigma^2)^2 / 2`` with ``d~ = d + sigma xi``.
+
+    Args:
+        score: s, of disturbed distances.
+        xi: standard normal numbers they were disturbed by.
+        sigma: level of each, Å.
+        beta: exponent of the weight of a level.
+    """
+    return 0.5 * sigma.pow(beta - 2) * (score + xi).square()
 
 
 def unknown_level_floor(sigmas: Tensor, beta: float) -> float:
@@ -186,6 +202,7 @@ class SE3DDM(Objective):
         levels: number of levels, log-uniform.
         beta: exponent of the weight of a level (annealing factor).
         mask_ratio: fraction of each structure's atoms that both views leave out.
+        all_levels: disturb each distance at all levels and take the mean, instead of at one for a structure.
         rebuild_edges: find neighbours anew for the second view; False keeps the clean ones.
 
     Raises:
@@ -205,6 +222,7 @@ class SE3DDM(Objective):
         levels: int = 50,
         beta: float = 2.0,
         mask_ratio: float = 0.0,
+        all_levels: bool = False,
         rebuild_edges: bool = True,
     ) -> None:
         super().__init__(potential)
@@ -215,7 +233,7 @@ class SE3DDM(Objective):
         if not 0 <= mask_ratio < 1:
             raise ConfigError(f"se3-ddm: mask_ratio={mask_ratio} must be at least 0 and below 1")
         self.view_sigma, self.beta, self.rebuild_edges = view_sigma, beta, rebuild_edges
-        self.mask_ratio = mask_ratio
+        self.mask_ratio, self.all_levels = mask_ratio, all_levels
         self._neighbours = MoleculeCache(lambda found: neighbour_lists(len(found.numbers), found.bonds))
         self.register_buffer("sigmas", noise_levels(sigma_max, sigma_min, levels), persistent=False)
         #: scores the clean view's distances from the displaced view, and the other way round
@@ -243,18 +261,29 @@ class SE3DDM(Objective):
             view = displaced(graph, shift, self.network.cutoff)
         else:
             view = graph._replace(pos=graph.pos + shift)
-        picks = torch.stack(streams.uniform([2] * graph.n_graphs))
-        sigma = self.sigmas[(picks * len(self.sigmas)).long().to(device)].to(dtype)
-        xi = streams.normal([n * (n - 1) // 2 for n in counts], dtype, width=2).to(device)
+        sigma, xi = self._disturbance([n * (n - 1) // 2 for n in counts], streams, dtype, device)
         losses = {
-            "clean": self.direction(self.score_clean, view, graph, pairs, sigma[:, 0], xi[:, 0]),
-            "noisy": self.direction(self.score_noisy, graph, view, pairs, sigma[:, 1], xi[:, 1]),
+            "clean": self.direction(self.score_clean, view, graph, pairs, sigma[0], xi[0]),
+            "noisy": self.direction(self.score_noisy, graph, view, pairs, sigma[1], xi[1]),
         }
         terms = {key: mean_over(value, sample, "n_graphs") for key, value in losses.items()}
         loss = 0.5 * (terms["clean"] + terms["noisy"])
         n_pairs = pairs.shape[1] / graph.n_graphs
         references = {"zero": self.pair_zero * n_pairs, "floor": self.pair_floor * n_pairs}
         return {"loss": loss, **terms, **{key: loss.new_full((), v) for key, v in references.items()}}
+
+    def _disturbance(
+        self, n_pairs: list[int], streams: FrameGenerators, dtype: torch.dtype, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Return levels ``[2, B, K]`` and draws ``[2, P, K]`` of both directions, K levels at once."""
+        n, k = len(n_pairs), len(self.sigmas) if self.all_levels else 1
+        if self.all_levels:
+            sigma = self.sigmas.to(device, dtype).expand(2, n, k)
+        else:
+            picks = torch.stack(streams.uniform([2] * n))
+            sigma = self.sigmas[(picks * len(self.sigmas)).long().to(device)].to(dtype).T.unsqueeze(2)
+        xi = streams.normal(n_pairs, dtype, width=2 * k).to(device)
+        return sigma, xi.view(-1, 2, k).transpose(0, 1)
 
     def unit_of(self, term: str) -> str:
         """See :class:`~ffpretrain.objectives.base.Objective`."""
@@ -270,15 +299,16 @@ class SE3DDM(Objective):
             known: view whose features are used.
             wanted: view whose distances are disturbed.
             pairs: as :func:`all_pairs`.
-            sigma: level of each structure, Å ``[B]``.
-            xi: standard normal number of each pair ``[P]``.
+            sigma: levels of each structure, Å ``[B, K]``; the loss is the mean over them.
+            xi: standard normal numbers of each pair ``[P, K]``.
         """
-        of_pair = known.batch[pairs[0]]
-        disturbed = distances(wanted.pos, pairs) + sigma[of_pair] * xi
-        score = head(disturbed, self.network.features(known).scalars, pairs)
-        error = 0.5 * (score + xi.to(score)).square()
-        total = error.new_zeros(known.n_graphs).index_add(0, of_pair, error)
-        return total * sigma.to(total).pow(self.beta - 2)
+        of_pair, k = known.batch[pairs[0]], xi.shape[1]
+        level = sigma[of_pair]
+        disturbed = distances(wanted.pos, pairs).unsqueeze(1) + level * xi
+        each = pairs.repeat_interleave(k, dim=1)
+        score = head(disturbed.flatten(), self.network.features(known).scalars, each).view(-1, k)
+        error = distance_score_loss(score, xi.to(score), level.to(score), self.beta).mean(1)
+        return error.new_zeros(known.n_graphs).index_add(0, of_pair, error)
 
     def potential(self, kT: float | None = None, sigma: float | None = None) -> DistanceField:
         """Return the pull of a structure's distances towards those of clean ones as forces, without an

@@ -11,7 +11,13 @@ from torch import Tensor
 from ffpretrain.backbones import create_backbone
 from ffpretrain.errors import ConfigError
 from ffpretrain.graphs import Graph, batch_graphs
-from ffpretrain.noise import riemann_gaussian_noise, riemann_gaussian_score, riemann_gaussian_target
+from ffpretrain.noise import (
+    riemann_gaussian_log_density,
+    riemann_gaussian_noise,
+    riemann_gaussian_sample,
+    riemann_gaussian_score,
+    riemann_gaussian_target,
+)
 from ffpretrain.objectives import create_objective
 from ffpretrain.objectives.emgp import EMGP
 from ffpretrain.testing import (
@@ -65,6 +71,19 @@ def test_the_score_is_the_gradient_of_the_log_density() -> None:
     with torch.no_grad():
         up, down = (log_density(noisy + s * step, clean, SIGMA) for s in (1, -1))
     assert float(up - down) == pytest.approx(2 * float((score * step).sum()), rel=1e-6)
+
+
+def test_the_log_density_is_that_of_the_gram_matrices() -> None:
+    noisy, clean = pair()
+    found = riemann_gaussian_log_density(noisy, clean, SIGMA, BATCH)
+    assert found.shape == (2,)
+    torch.testing.assert_close(found.sum(), log_density(noisy, clean, SIGMA))
+    moved = riemann_gaussian_log_density(noisy @ random_rotation(seeded(1)).T, -clean + 3.0, SIGMA, BATCH)
+    torch.testing.assert_close(moved, found)
+    noisy.requires_grad_(True)
+    (gradient,) = torch.autograd.grad(riemann_gaussian_log_density(noisy, clean, SIGMA, BATCH).sum(), noisy)
+    torch.testing.assert_close(gradient, riemann_gaussian_score(noisy.detach(), clean, SIGMA, BATCH))
+    assert float(riemann_gaussian_log_density(clean, clean, SIGMA, BATCH).abs().max()) < 1e-12
 
 
 @pytest.mark.parametrize("mirrors", [(1, 1), (-1, 1), (1, -1)])
@@ -184,6 +203,24 @@ def test_one_step_is_gaussian_noise_exactly() -> None:
     unit = normal(11, 3, seed=9)
     noisy = riemann_gaussian_noise(clean, BATCH, SIGMA, [unit])
     assert torch.equal(noisy, clean + SIGMA[BATCH].unsqueeze(1) * unit)
+
+
+def test_samples_come_from_the_generator_and_the_index() -> None:
+    _, clean = pair()
+    drawn = riemann_gaussian_sample(clean, SIGMA, BATCH, seeded(5), steps=2)
+    assert torch.equal(drawn, riemann_gaussian_sample(clean, SIGMA, BATCH, seeded(5), steps=2))
+    assert not torch.equal(drawn, riemann_gaussian_sample(clean, SIGMA, BATCH, seeded(6), steps=2))
+    index = torch.tensor([4, 9])
+    whole = riemann_gaussian_sample(clean, SIGMA, BATCH, seeded(5), index=index)
+    zeros = torch.zeros(4, dtype=torch.long)
+    alone = riemann_gaussian_sample(clean[7:], SIGMA[1:], zeros, seeded(5), index=index[1:])
+    assert torch.equal(whole[7:], alone)
+    many, n = clean[7:].repeat(3000, 1), 3000
+    batch = torch.repeat_interleave(torch.arange(n), 4)
+    noise = riemann_gaussian_sample(many, torch.full((n,), 0.3).double(), batch, seeded()) - many
+    assert float(noise.std()) == pytest.approx(0.3, rel=5 / math.sqrt(2 * noise.numel()))
+    with pytest.raises(ConfigError, match="steps=0"):
+        riemann_gaussian_sample(clean, SIGMA, BATCH, seeded(), steps=0)
 
 
 def test_the_second_step_drifts_back() -> None:

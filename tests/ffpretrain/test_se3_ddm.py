@@ -15,7 +15,14 @@ from ffpretrain.graphs import Graph, Sample, batch_graphs, build_graph, graph_fr
 from ffpretrain.molecules import find_bonds, neighbour_lists
 from ffpretrain.noise import noise_levels
 from ffpretrain.objectives import create_objective
-from ffpretrain.objectives.se3_ddm import SE3DDM, all_pairs, distances, pair_forces, unknown_level_floor
+from ffpretrain.objectives.se3_ddm import (
+    SE3DDM,
+    all_pairs,
+    distance_score_loss,
+    distances,
+    pair_forces,
+    unknown_level_floor,
+)
 from ffpretrain.objectives.subgraphs import connected_part, part_of
 from ffpretrain.testing import (
     check_batching,
@@ -87,10 +94,43 @@ def test_the_perfect_and_the_empty_answer(beta: float) -> None:
     xi = normal(36)
     for sigma in (0.01, 0.3, 10.0):
         level = torch.tensor([sigma], dtype=torch.float64)
-        perfect = objective.direction(Answer(-xi), graph, graph, pairs, level, xi)
+        perfect = objective.direction(Answer(-xi), graph, graph, pairs, level.unsqueeze(1), xi.unsqueeze(1))
         assert float(perfect) == 0
-        empty = objective.direction(Answer(torch.zeros(1)), graph, graph, pairs, level, xi)
+        empty = objective.direction(
+            Answer(torch.zeros(1)), graph, graph, pairs, level.unsqueeze(1), xi.unsqueeze(1)
+        )
         assert float(empty) == pytest.approx(0.5 * float(xi.square().sum()) * sigma ** (beta - 2))
+
+
+@pytest.mark.parametrize("beta", [0.05, 2.0, 5.0])
+def test_the_loss_of_a_pair_in_both_forms(beta: float) -> None:
+    score, xi, gap = normal(20), normal(20, seed=1), 1.0 + normal(20, seed=2).abs()
+    sigma = 0.01 + torch.rand(20, generator=seeded(3), dtype=torch.float64)
+    disturbed = gap + sigma * xi
+    as_written = sigma.pow(beta) * (score / sigma - (gap - disturbed) / sigma.square()).square() / 2
+    torch.testing.assert_close(distance_score_loss(score, xi, sigma, beta), as_written)
+    assert not bool(distance_score_loss(-xi, xi, sigma, beta).any())
+
+
+def test_all_levels_are_what_one_level_is_on_average() -> None:
+    graph = batch_graphs([molecule(9)] * 40)
+    every, one = make(all_levels=True, levels=6), make(levels=6)
+    terms = every(graph, seeded())
+    again = torch.stack([one(graph, seeded(s))["loss"].detach() for s in range(30)])
+    # the spread of both is that of xi^2 and of the levels drawn
+    assert float(terms["loss"].detach()) == pytest.approx(float(again.mean()), rel=0.05)
+    every.score_clean = every.score_noisy = Answer(torch.zeros(1))  # type: ignore[assignment]
+    found = float(every(graph, seeded())["loss"])
+    assert found == pytest.approx(18.0, rel=5 * math.sqrt(2 / (36 * 40 * 2 * 6)))
+    # each level has its own draw and counts alike
+    pairs, levels = all_pairs(molecule(9)), torch.tensor([[0.1, 0.7]], dtype=torch.float64)
+    xi = normal(36, 2)
+    both = every.direction(one.score_clean, molecule(9), molecule(9), pairs, levels, xi)
+    parts = [
+        every.direction(one.score_clean, molecule(9), molecule(9), pairs, levels[:, [k]], xi[:, [k]])
+        for k in range(2)
+    ]
+    torch.testing.assert_close(both, (parts[0] + parts[1]) / 2)
 
 
 def test_predicting_nothing_costs_half_a_pair_at_every_level() -> None:
@@ -117,7 +157,11 @@ def test_the_best_score_of_gaussian_distances() -> None:
     best = sigma / (s**2 + sigma**2)
 
     def loss(slope: float) -> float:
-        return float(objective.direction(Linear(slope, 1.5), graph, graph, pairs, level, xi).mean())
+        return float(
+            objective.direction(
+                Linear(slope, 1.5), graph, graph, pairs, level.unsqueeze(1), xi.unsqueeze(1)
+            ).mean()
+        )
 
     assert 0.5 * (1 - sigma**2 / (s**2 + sigma**2)) == pytest.approx(0.05)
     assert loss(best) == pytest.approx(0.05, rel=5 * math.sqrt(2 / n))
@@ -141,7 +185,7 @@ def test_a_trained_head_learns_the_score_of_gaussian_distances() -> None:
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = objective.direction(wrapped, graph, graph, pairs, level, xi).mean()
+        loss = objective.direction(wrapped, graph, graph, pairs, level.unsqueeze(1), xi.unsqueeze(1)).mean()
         loss.backward()
         return loss
 
@@ -254,9 +298,16 @@ def test_each_view_may_turn_by_itself(mirror: float) -> None:
     def turned(graph: Graph, seed: int, sign: float) -> Graph:
         return graph._replace(pos=sign * graph.pos @ random_rotation(seeded(seed)).T + seed)
 
-    plain = objective.direction(objective.score_clean, first, second, pairs, level, xi)
+    plain = objective.direction(
+        objective.score_clean, first, second, pairs, level.unsqueeze(1), xi.unsqueeze(1)
+    )
     moved = objective.direction(
-        objective.score_clean, turned(first, 3, mirror), turned(second, 4, -mirror), pairs, level, xi
+        objective.score_clean,
+        turned(first, 3, mirror),
+        turned(second, 4, -mirror),
+        pairs,
+        level.unsqueeze(1),
+        xi.unsqueeze(1),
     )
     torch.testing.assert_close(moved, plain, rtol=1e-9, atol=0)
 
@@ -271,9 +322,16 @@ def test_the_order_of_atoms_changes_nothing() -> None:
     def shuffled(graph: Graph) -> Graph:
         return build_graph(graph.z[order], graph.pos[order], CUTOFF)
 
-    plain = objective.direction(objective.score_clean, first, second, pairs, level, xi)
+    plain = objective.direction(
+        objective.score_clean, first, second, pairs, level.unsqueeze(1), xi.unsqueeze(1)
+    )
     other = objective.direction(
-        objective.score_clean, shuffled(first), shuffled(second), pairs, level, xi[moved]
+        objective.score_clean,
+        shuffled(first),
+        shuffled(second),
+        pairs,
+        level.unsqueeze(1),
+        xi[moved].unsqueeze(1),
     )
     torch.testing.assert_close(other, plain, rtol=1e-10, atol=0)
 
@@ -284,7 +342,9 @@ def test_swapping_views_and_heads_changes_nothing() -> None:
 
     def total(heads: list[nn.Module], views: list[Graph], draws: list[int]) -> Tensor:
         return sum(
-            objective.direction(heads[i], views[1 - i], views[i], pairs, levels[draws[i]], xi[:, draws[i]])
+            objective.direction(
+                heads[i], views[1 - i], views[i], pairs, levels[draws[i]].unsqueeze(1), xi[:, draws[i], None]
+            )
             for i in range(2)
         )
 
