@@ -19,6 +19,10 @@ M: twice its size for two atoms, ``1 / sqrt(3)`` of it for most directions of a 
 
 What the paper leaves open, and what is chosen here: the node decoder is a two-layer perceptron on the
 backbone's scalars, its edges are those of the backbone's cutoff and not all pairs with bond types.
+
+Two ablations of its table 3 are options: ``target="gaussian"`` trains forces on the plain score,
+``-(X~ - X) / sigma``, and ``target="distance"`` replaces forces by a head that tells the change of each
+distance in units of sigma, mean over pairs (the paper says neither how nor from what).
 """
 
 from __future__ import annotations
@@ -41,6 +45,7 @@ from ffpretrain.noise import (
 )
 from ffpretrain.objectives.base import Objective, displaced, graph_of, index_of, mean_over
 from ffpretrain.objectives.fields import Learned, force_scale
+from ffpretrain.objectives.se3_ddm import DistanceField, DistanceScore, all_pairs, distances
 from ffpretrain.potential import Model, Potential
 
 __all__ = ["EMGP", "PooledEnergy", "PooledPotential"]
@@ -116,12 +121,16 @@ class PooledPotential(Learned):
         return out
 
 
+TARGETS = ("riemann", "gaussian", "distance")
+
+
 class EMGP(Objective):
     """3D-EMGP pretraining; registry name ``3d-emgp``. Needs no labels.
 
     Reports beside the loss what to read it against: ``efp_zero``, the cost of forces of zero on the very
     batch, which tends to ``N + 1 + (tr M)^2 / tr M^2`` at small levels; ``inp_chance``, the logarithm of the
-    number of levels, which guessing costs; and ``zero``, the loss of both.
+    number of levels, which guessing costs; and ``zero``, the loss of both. The Gaussian target has a ``floor``
+    too: no gradient follows the noise that moves a structure as a whole, 1 per direction.
 
     Args:
         potential: its backbone is trained in place.
@@ -131,6 +140,7 @@ class EMGP(Objective):
         langevin_steps: T of appendix A.6.
         efp_weight: weight of force prediction (lambda_1).
         inp_weight: weight of noise-scale prediction (lambda_2).
+        target: ``riemann``, ``gaussian`` or ``distance``; the last one is for molecules and learns no energy.
 
     Raises:
         ConfigError: an option out of range.
@@ -149,39 +159,73 @@ class EMGP(Objective):
         langevin_steps: int = 1,
         efp_weight: float = 1.0,
         inp_weight: float = 0.2,
+        target: str = "riemann",
     ) -> None:
         super().__init__(potential)
         if langevin_steps < 1:
             raise ConfigError(f"3d-emgp: langevin_steps={langevin_steps}; give at least 1")
         if not (efp_weight >= 0 and inp_weight >= 0 and 0 < efp_weight + inp_weight < float("inf")):
             raise ConfigError("3d-emgp: weights must be finite, not negative, nor both zero")
+        if target not in TARGETS:
+            raise ConfigError(f"3d-emgp: unknown target {target!r}; known: {', '.join(TARGETS)}")
         self.langevin_steps, self.efp_weight, self.inp_weight = langevin_steps, efp_weight, inp_weight
         self.register_buffer("sigmas", noise_levels(sigma_max, sigma_min, levels), persistent=False)
         n_features = potential.backbone.n_features
         self.energy_head = PooledEnergy(n_features)
         self.level_head = _perceptron(2 * n_features, n_features, levels)
+        self.target = target
+        self.distance_head = DistanceScore(n_features) if target == "distance" else None
 
     def forward(self, sample: Sample | Graph, generator: torch.Generator) -> dict[str, Tensor]:
         """See :class:`~ffpretrain.objectives.base.Objective`; adds ``efp``, ``inp``, references."""
         graph = graph_of(sample)
         noisy, level = self.draw(sample, generator)
-        with torch.enable_grad():
-            pooled_noisy, _, force = self.energy_head(self.network, noisy)
         sigma = self.sigmas[level].to(graph.pos)
-        target = riemann_gaussian_target(noisy.pos, graph.pos, sigma, graph.batch).to(force)
+        if self.distance_head is None:
+            pooled_noisy, error, size = self._forces(graph, noisy, sigma)
+        else:
+            pooled_noisy, error, size = self._distances(self.distance_head, graph, noisy, sigma)
         pooled = self.energy_head.pool(self.network.features(graph), graph)
         entropy = nn.functional.cross_entropy(self.logits(pooled, pooled_noisy), level, reduction="none")
         terms = {
-            "efp": mean_over(self._squares(force - target, graph), sample, "n_graphs"),
+            "efp": mean_over(error, sample, "n_graphs"),
             "inp": mean_over(entropy, sample, "n_graphs"),
-            "efp_zero": mean_over(self._squares(target, graph), sample, "n_graphs"),
+            "efp_zero": mean_over(size, sample, "n_graphs"),
             "inp_chance": entropy.new_full((), math.log(len(self.sigmas))),
         }
+        if self.target == "gaussian":
+            terms["floor"] = error.new_full((), 3 * self.efp_weight)
         return {
             "loss": self.efp_weight * terms["efp"] + self.inp_weight * terms["inp"],
             "zero": self.efp_weight * terms["efp_zero"] + self.inp_weight * terms["inp_chance"],
             **terms,
         }
+
+    def _forces(self, graph: Graph, noisy: Graph, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return u of the noisy structures ``[B, F]``, squared error and square of the target ``[B]``."""
+        with torch.enable_grad():
+            pooled, _, force = self.energy_head(self.network, noisy)
+        if self.target == "gaussian":
+            target = (graph.pos - noisy.pos) / sigma[graph.batch].unsqueeze(1)
+        else:
+            target = riemann_gaussian_target(noisy.pos, graph.pos, sigma, graph.batch)
+        target = target.to(force)
+        return pooled, self._squares(force - target, graph), self._squares(target, graph)
+
+    def _distances(
+        self, head: DistanceScore, graph: Graph, noisy: Graph, sigma: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the same of changes of distances, means over the pairs of each structure."""
+        pairs, features = all_pairs(graph), self.network.features(noisy)
+        of_pair, now = graph.batch[pairs[0]], distances(noisy.pos, pairs)
+        target = ((now - distances(graph.pos, pairs)) / sigma[of_pair]).to(features.scalars)
+        error = head(now, features.scalars, pairs) - target
+        count = torch.bincount(of_pair, minlength=graph.n_graphs).clamp_min(1)
+        means = [
+            value.new_zeros(graph.n_graphs).index_add(0, of_pair, value.square()) / count
+            for value in (error, target)
+        ]
+        return self.energy_head.pool(features, noisy), means[0], means[1]
 
     @staticmethod
     def _squares(vectors: Tensor, graph: Graph) -> Tensor:
@@ -206,8 +250,11 @@ class EMGP(Objective):
         """Return the scores of the levels ``[B, L]`` from the graph-level vectors ``[B, F]`` of both."""
         return self.level_head(torch.cat([clean, noisy], dim=-1))
 
-    def potential(self, kT: float | None = None, sigma: float | None = None) -> PooledPotential:
+    def potential(self, kT: float | None = None, sigma: float | None = None) -> Learned:
         """Return the energy of force prediction as a potential: forces are ``(kT / sigma) F``.
+
+        With ``target="distance"`` there is none: then it is a field that pulls distances back, by
+        ``kT / sigma`` times their predicted change in units of sigma, along the lines between atoms.
 
         Args:
             kT: eV; None takes 300 K.
@@ -216,4 +263,8 @@ class EMGP(Objective):
         """
         level = float((self.sigmas[0] * self.sigmas[-1]).sqrt()) if sigma is None else sigma
         scale = force_scale(kT, level) * level
+        if self.distance_head is not None:
+            return DistanceField(
+                copy.deepcopy(self.network), copy.deepcopy(self.distance_head), -scale
+            ).eval()
         return PooledPotential(copy.deepcopy(self.network), copy.deepcopy(self.energy_head), scale).eval()

@@ -273,6 +273,70 @@ def test_both_terms_by_hand() -> None:
     torch.testing.assert_close(terms["loss"], terms["efp"] + 0.2 * terms["inp"])
 
 
+def test_the_gaussian_target_is_the_plain_score() -> None:
+    objective, clean = make(target="gaussian", inp_weight=0.0), graph()
+    noisy, level = objective.draw(clean, seeded(2))
+    terms = {key: value.detach() for key, value in objective(clean, seeded(2)).items()}
+    _, _, force = objective.energy_head(objective.network, noisy)
+    eps = (noisy.pos - clean.pos) / objective.sigmas[level][clean.batch].unsqueeze(1)
+    torch.testing.assert_close(terms["efp"], (force + eps).square().sum().detach() / 2)
+    torch.testing.assert_close(terms["zero"], eps.square().sum() / 2)
+    assert float(terms["floor"]) == 3.0
+    assert "floor" not in make()(clean, seeded())
+
+
+def test_no_gradient_follows_the_noise_that_moves_the_whole() -> None:
+    # the best force without a net one is eps less its mean, which leaves 3 of 3N
+    one = random_molecule([6, 1], 6, CUTOFF, seeded(1))
+    clean, objective = batch_graphs([one] * 800), make(target="gaussian", inp_weight=0.0, sigma_max=0.5)
+    noisy, level = objective.draw(clean, seeded(3))
+    eps = (noisy.pos - clean.pos) / objective.sigmas[level][clean.batch].unsqueeze(1)
+    mean = eps.view(800, 6, 3).mean(1, keepdim=True).expand(-1, 6, -1).reshape(-1, 3)
+    objective.energy_head = Planted(mean - eps)  # type: ignore[assignment]
+    terms = objective(clean, seeded(3))
+    assert float(terms["efp"]) == pytest.approx(3.0, rel=5 * math.sqrt(2 / 2400))
+    assert float(terms["floor"]) == 3.0
+
+
+class Planted(torch.nn.Module):
+    """An energy head with given forces."""
+
+    def __init__(self, force: Tensor) -> None:
+        super().__init__()
+        self.force = force
+
+    def forward(self, network: object, graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
+        return self.pool(None, graph), torch.zeros(graph.n_graphs).double(), self.force
+
+    def pool(self, features: object, graph: Graph) -> Tensor:
+        return torch.zeros(graph.n_graphs, 16, dtype=torch.float64)
+
+
+def test_the_distance_target_is_the_change_of_each_distance() -> None:
+    objective, clean = make(target="distance", inp_weight=0.0), graph()
+    noisy, level = objective.draw(clean, seeded(2))
+    terms = {key: value.detach() for key, value in objective(clean, seeded(2)).items()}
+    scalars, wanted, zero = objective.network.features(noisy).scalars, [], []
+    for b, (start, n) in enumerate(((0, 5), (5, 9))):
+        pairs = torch.combinations(torch.arange(start, start + n)).T
+        before, after = ((g.pos[pairs[0]] - g.pos[pairs[1]]).norm(dim=1) for g in (clean, noisy))
+        change = (after - before) / objective.sigmas[level[b]]
+        predicted = objective.distance_head(after, scalars, pairs)  # type: ignore[misc]
+        wanted.append((predicted - change).square().mean())
+        zero.append(change.square().mean())
+    torch.testing.assert_close(terms["efp"], (sum(wanted) / 2).detach())
+    torch.testing.assert_close(terms["efp_zero"], sum(zero) / 2)
+    # a predicted stretch pulls back along the line between two atoms
+    two = random_molecule([6], 2, CUTOFF, seeded(3))
+    field = objective.potential(kT=0.02, sigma=0.1)
+    line = two.pos[1] - two.pos[0]
+    stretch = objective.distance_head(  # type: ignore[misc]
+        line.norm().view(1), objective.network.features(two).scalars, torch.tensor([[0], [1]])
+    ).detach()
+    wanted_force = (0.02 / 0.1) * stretch * line / line.norm()
+    torch.testing.assert_close(field(two)["forces"], torch.stack([wanted_force, -wanted_force]))
+
+
 def test_guessing_the_level_costs_its_logarithm() -> None:
     objective = make(inp_weight=1.0)
     with torch.no_grad():
@@ -335,8 +399,9 @@ def test_forces_have_no_curl_whatever_the_weights() -> None:
         torch.testing.assert_close(jacobian, jacobian.T, rtol=0, atol=1e-10 * float(jacobian.abs().max()))
 
 
-def test_the_loss_falls_on_a_fixed_batch() -> None:
-    objective, clean = make(sigma_max=0.5), graph()
+@pytest.mark.parametrize("target", ["riemann", "gaussian", "distance"])
+def test_the_loss_falls_on_a_fixed_batch(target: str) -> None:
+    objective, clean = make(sigma_max=0.5, target=target), graph()
     optimizer = torch.optim.Adam(objective.parameters(), lr=1e-2)
     losses = []
     for _ in range(30):
@@ -356,6 +421,7 @@ def test_the_loss_falls_on_a_fixed_batch() -> None:
         ({"efp_weight": 0.0, "inp_weight": 0.0}, "nor both zero"),
         ({"levels": 0}, "noise levels"),
         ({"sigma_min": 0.0}, "noise levels"),
+        ({"target": "metric"}, "unknown target 'metric'; known: riemann, gaussian, distance"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, object], message: str) -> None:
