@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from ffpretrain.md.validation import ValidationResult
 
 MISSED = 1
 
@@ -72,11 +75,13 @@ def validate(
     except KeyboardInterrupt:
         typer.echo("stopped; the same command with --resume goes on from the last state", err=True)
         raise typer.Exit(130) from None
-    if json_output:
-        typer.echo(json.dumps(result.summary))
-    else:
-        missed = [name for name, check in result.checks.items() if check.status == "missed"]
-        typer.echo(f"missed: {', '.join(missed)}" if missed else "passed")
-        typer.echo(f"report     {result.paths['report']}")
+    typer.echo(json.dumps(result.summary) if json_output else _verdict(result))
     if not result.passed:
         raise typer.Exit(MISSED)
+
+
+def _verdict(result: ValidationResult) -> str:
+    """Return the last two lines: the verdict and where the report is."""
+    missed = [name for name, check in result.checks.items() if check.status == "missed"]
+    verdict = f"missed: {', '.join(missed)}" if missed else "passed"
+    return f"{verdict}\nreport      {result.paths['report']}"

@@ -92,12 +92,7 @@ def validate(
         MissingDependencyError: the reference's package is not installed.
         UnsupportedInputError: the model cannot evaluate the structure.
     """
-    if out is None and (resume or overwrite):
-        raise ConfigError("resume and overwrite need the folder of the validation: give out=")
-    if resume and overwrite:
-        raise ConfigError("resume goes on with a validation, overwrite throws it away; choose one")
-    if not (np.isfinite(data_temperature) and data_temperature > 0):
-        raise ConfigError(f"data_temperature must be a positive number in K, not {data_temperature}")
+    _refuse_contradictions(out, resume, overwrite, data_temperature)
     plan = plan_of(level)
     subject = Subject(model, structure, device, dtype, compile, seed)
     if reference is not None:
@@ -115,3 +110,14 @@ def validate(
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _refuse_contradictions(
+    out: str | os.PathLike[str] | None, resume: bool, overwrite: bool, data_temperature: float
+) -> None:
+    if out is None and (resume or overwrite):
+        raise ConfigError("resume and overwrite need the folder of the validation: give out=")
+    if resume and overwrite:
+        raise ConfigError("resume goes on with a validation, overwrite throws it away; choose one")
+    if not (np.isfinite(data_temperature) and data_temperature > 0):
+        raise ConfigError(f"data_temperature must be a positive number in K, not {data_temperature}")
