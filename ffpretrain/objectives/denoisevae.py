@@ -17,6 +17,12 @@ three components (``kl_dims``); the sum of eq. 6 runs over the atoms of a struct
 as written (``reduction="paper"``), which makes the weight of the KL one N-th of what it is with
 ``reduction="mean"``; no gradient is stopped; 0.1 Å is a standard deviation, as the text says, not a
 variance as in its figure 3.
+
+``covariance="full"`` is the variant of its appendix A.13, where atoms move together (eq. 31-37), with
+``Sigma = diag(sigma) K diag(sigma)``. How the generator gives a covariance is not said: here
+``K_ij = (delta_ij + u_i . u_j) / sqrt((1 + |u_i|^2) (1 + |u_j|^2))`` from a vector ``u_i`` of each atom. It
+has ones on its diagonal, is positive definite, and is sampled as ``(eps_i + u_i . xi) / sqrt(1 + |u_i|^2)``
+with ``xi`` shared by the atoms of a structure. Its divergence is divided by N, as eq. 7 is a mean.
 """
 
 from __future__ import annotations
@@ -32,7 +38,7 @@ from ffpretrain.backbones.base import Backbone
 from ffpretrain.errors import ConfigError
 from ffpretrain.graphs import Graph, Sample, atoms_per_graph
 from ffpretrain.heads import VectorHead
-from ffpretrain.noise import gaussian_noise
+from ffpretrain.noise import FrameGenerators, gaussian_noise
 from ffpretrain.objectives.base import (
     Objective,
     graph_of,
@@ -45,7 +51,7 @@ from ffpretrain.objectives.fields import DenoisingField, force_scale
 from ffpretrain.objectives.floors import batch_floor, rigid_modes
 from ffpretrain.potential import Potential
 
-__all__ = ["DenoiseVAE", "NoiseGenerator", "kl_divergence"]
+__all__ = ["DenoiseVAE", "NoiseGenerator", "covariance_divergence", "denoising_term", "kl_divergence"]
 
 
 def kl_divergence(sigma: Tensor, prior_sigma: float | Tensor, dims: int = 3) -> Tensor:
@@ -62,27 +68,80 @@ def kl_divergence(sigma: Tensor, prior_sigma: float | Tensor, dims: int = 3) -> 
     return dims * (0.5 * ratio.square() - 0.5 - ratio.log())
 
 
+def covariance_divergence(covariance: Tensor, prior_sigma: float, dims: int = 3) -> Tensor:
+    """Return ``KL(N(0, Sigma) || N(0, prior_sigma^2 I))``, eq. 36: the same Sigma for each component.
+
+    ``dims / 2 * (tr Sigma / prior_sigma^2 - n + n ln prior_sigma^2 - ln det Sigma)``.
+
+    Args:
+        covariance: between the atoms of one structure, positive definite ``[n, n]``.
+        prior_sigma: of the prior, in the unit of the covariance's root.
+        dims: number of independent components.
+    """
+    ratio = covariance / prior_sigma**2
+    log_det = 2 * torch.linalg.cholesky(ratio).diagonal().log().sum()
+    return 0.5 * dims * (ratio.trace() - len(ratio) - log_det)
+
+
+def denoising_term(score: Tensor, unit: Tensor, sigma: Tensor) -> Tensor:
+    """Return ``sigma_i^2 |D_i - (x_i - x~_i) / sigma_i^2|^2 = |sigma_i D_i + eps_i|^2`` ``[N]``, eq. 6.
+
+    Args:
+        score: D, 1/Å ``[N, 3]``.
+        unit: eps ``[N, 3]``; the structure was displaced by ``sigma_i eps_i``.
+        sigma: Å ``[N]``.
+    """
+    return (sigma.unsqueeze(1) * score + unit).square().sum(-1)
+
+
 class NoiseGenerator(nn.Module):
     """Standard deviation of each atom's noise from a clean structure, eq. 4.
 
     Args:
         backbone: its own, not the denoiser's.
         prior_sigma: Å, what it gives before training.
+        sigma_form: ``log-variance``, ``sigma = exp(a / 2)``, or ``softplus``, ``sigma = ln(1 + exp(a))``.
+        rank: length of each atom's correlation vector; 0 where atoms are displaced independently.
     """
 
-    def __init__(self, backbone: Backbone, prior_sigma: float) -> None:
+    def __init__(
+        self, backbone: Backbone, prior_sigma: float, sigma_form: str = "log-variance", rank: int = 0
+    ) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.sigma_form = backbone, sigma_form
         n = backbone.n_features
         self.hidden = nn.Linear(n, n)
-        self.log_variance = nn.Linear(n, 1)
-        nn.init.zeros_(self.log_variance.weight)
-        nn.init.constant_(self.log_variance.bias, 2 * math.log(prior_sigma))
+        self.size = nn.Linear(n, 1)
+        nn.init.zeros_(self.size.weight)
+        exact = (
+            2 * math.log(prior_sigma) if sigma_form == "log-variance" else math.log(math.expm1(prior_sigma))
+        )
+        nn.init.constant_(self.size.bias, exact)
+        if rank:
+            self.correlation = nn.Linear(n, rank)
 
     def forward(self, graph: Graph) -> Tensor:
         """Return sigma in Å ``[N]``."""
-        hidden = nn.functional.silu(self.hidden(self.backbone(graph).scalars))
-        return (0.5 * self.log_variance(hidden).squeeze(-1)).exp()
+        return self._sigma(self._hidden(graph))
+
+    def correlated(self, graph: Graph) -> tuple[Tensor, Tensor]:
+        """Return sigma in Å ``[N]`` and the correlation vectors ``[N, rank]``."""
+        hidden = self._hidden(graph)
+        return self._sigma(hidden), self.correlation(hidden)
+
+    def _hidden(self, graph: Graph) -> Tensor:
+        return nn.functional.silu(self.hidden(self.backbone(graph).scalars))
+
+    def _sigma(self, hidden: Tensor) -> Tensor:
+        size = self.size(hidden).squeeze(-1)
+        return (0.5 * size).exp() if self.sigma_form == "log-variance" else nn.functional.softplus(size)
+
+
+def correlation_matrix(vectors: Tensor) -> Tensor:
+    """Return K ``[n, n]`` of the correlation vectors ``[n, rank]`` of one structure."""
+    square = vectors @ vectors.T + torch.eye(len(vectors), dtype=vectors.dtype, device=vectors.device)
+    root = square.diagonal().sqrt()
+    return square / (root.unsqueeze(1) * root)
 
 
 class DenoiseVAE(Objective):
@@ -90,8 +149,8 @@ class DenoiseVAE(Objective):
 
     Reports ``sigma``, the mean standard deviation in Å, beside the loss and its terms, and what to read them
     against: ``zero``, what a denoiser that gives zero costs whatever the noise, with the noise at the prior;
-    ``floor``, the rigid motions of each structure, which no equivariant denoiser sees; ``kl_floor``, the
-    divergence at the prior, 0.
+    ``floor``, the rigid motions of each structure, which no equivariant denoiser sees (where atoms move
+    independently); ``kl_floor``, the divergence at the prior, 0.
 
     Args:
         potential: its backbone becomes the denoiser and must have vector features.
@@ -102,6 +161,9 @@ class DenoiseVAE(Objective):
             weights.
         reduction: ``paper`` sums the denoising term over the atoms of a structure; ``mean`` averages it.
         rebuild_edges: find neighbours anew for the noisy positions; False keeps the clean ones.
+        sigma_form: how the generator's number becomes sigma: ``log-variance`` or ``softplus``.
+        covariance: ``independent`` atoms, or ``full``, of appendix A.13, where atoms move together.
+        rank: length of the vectors that a full covariance is made of.
 
     Raises:
         ConfigError: an option out of range, or a backbone without vector features or layers to count.
@@ -119,6 +181,9 @@ class DenoiseVAE(Objective):
         generator_layers: int = 4,
         reduction: str = "paper",
         rebuild_edges: bool = True,
+        sigma_form: str = "log-variance",
+        covariance: str = "independent",
+        rank: int = 8,
     ) -> None:
         super().__init__(potential)
         if not 0 < prior_sigma < float("inf"):
@@ -129,11 +194,18 @@ class DenoiseVAE(Objective):
             raise ConfigError(f"denoisevae: kl_dims={kl_dims} is neither 1 nor 3")
         if reduction not in ("paper", "mean"):
             raise ConfigError(f"denoisevae: unknown reduction {reduction!r}; known: paper, mean")
+        if sigma_form not in ("log-variance", "softplus"):
+            raise ConfigError(f"denoisevae: unknown sigma_form {sigma_form!r}; known: log-variance, softplus")
+        if covariance not in ("independent", "full"):
+            raise ConfigError(f"denoisevae: unknown covariance {covariance!r}; known: independent, full")
+        if rank < 1:
+            raise ConfigError(f"denoisevae: rank={rank}; give at least 1")
         self.prior_sigma, self.kl_weight, self.kl_dims = prior_sigma, kl_weight, kl_dims
         self.reduction, self.rebuild_edges = reduction, rebuild_edges
         backbone = potential.backbone
         encoder = with_layers(backbone, generator_layers, "denoisevae")
-        self.noise_generator = NoiseGenerator(encoder, prior_sigma)
+        self.covariance, self.rank = covariance, rank if covariance == "full" else 0
+        self.noise_generator = NoiseGenerator(encoder, prior_sigma, sigma_form, self.rank)
         self.noise_head = VectorHead(backbone.n_features, backbone.has_vectors)
 
     def forward(self, sample: Sample | Graph, generator: torch.Generator) -> dict[str, Tensor]:
@@ -143,9 +215,16 @@ class DenoiseVAE(Objective):
         unit = gaussian_noise(
             graph.batch, graph.n_graphs, 1.0, generator, index_of(sample), graph.pos.dtype
         ).displacement
-        sigma = self.noise_generator(graph)
+        if not self.rank:
+            sigma = self.noise_generator(graph)
+            kl = kl_divergence(sigma, self.prior_sigma, self.kl_dims)
+        else:
+            sigma, vectors = self.noise_generator.correlated(graph)
+            streams = FrameGenerators(generator, index_of(sample), graph.n_graphs)
+            shared = streams.normal([self.rank] * graph.n_graphs, unit.dtype).to(unit)
+            unit = self.correlated(unit, vectors, shared, graph)
+            kl = self._joint_divergence(sigma, vectors, graph)
         error = self.denoising_error(graph, sigma, unit)
-        kl = kl_divergence(sigma, self.prior_sigma, self.kl_dims)
         if self.reduction == "paper":
             terms = {
                 "denoise": mean_over(self._sum(error, graph), sample, "n_graphs"),
@@ -157,17 +236,42 @@ class DenoiseVAE(Objective):
         terms["sigma"] = mean_over(sigma.detach(), sample, "n_atoms")
         return {"loss": loss, **terms, **self.references(graph, loss)}
 
+    def correlated(self, unit: Tensor, vectors: Tensor, shared: Tensor, graph: Graph) -> Tensor:
+        """Return draws of unit variance whose correlation between atoms is K ``[N, 3]``.
+
+        Args:
+            unit: eps, independent ``[N, 3]``.
+            vectors: u ``[N, rank]``.
+            shared: xi, one set for each structure ``[B * rank, 3]``.
+            graph: the structures.
+        """
+        u = vectors.to(unit)
+        common = torch.einsum("nk,nkd->nd", u, shared.view(-1, self.rank, 3)[graph.batch])
+        return (unit + common) / (1 + u.square().sum(1, keepdim=True)).sqrt()
+
+    def _joint_divergence(self, sigma: Tensor, vectors: Tensor, graph: Graph) -> Tensor:
+        """Return eq. 36 of each structure over its number of atoms, spread to the atoms ``[N]``."""
+        counts = atoms_per_graph(graph).tolist()
+        # exact where it is cheap: the determinant of nearly dependent atoms would not survive float32
+        parts = zip(sigma.double().split(counts), vectors.double().split(counts), strict=True)
+        each = []
+        for level, u in parts:
+            covariance = level.unsqueeze(1) * correlation_matrix(u) * level
+            each.append(covariance_divergence(covariance, self.prior_sigma, self.kl_dims) / len(level))
+        return torch.stack(each).to(sigma)[graph.batch]
+
     def unit_of(self, term: str) -> str:
         """See :class:`~ffpretrain.objectives.base.Objective`."""
         return "angstrom" if term == "sigma" else "1"
 
     def references(self, graph: Graph, like: Tensor) -> dict[str, Tensor]:
-        """Return ``zero``, ``floor`` and ``kl_floor`` of a batch: 3 per atom and 1 per rigid motion."""
+        """Return ``zero``, ``kl_floor`` and ``floor`` of a batch: 3 per atom, 0 and 1 per rigid motion."""
         if self.reduction == "paper":
             zero, floor = 3 * len(graph.z) / graph.n_graphs, rigid_modes(graph).to(like).mean()
         else:
             zero, floor = 3.0, 3 * batch_floor(graph).to(like)
-        return {"zero": like.new_full((), zero), "floor": floor, "kl_floor": like.new_zeros(())}
+        found = {"zero": like.new_full((), zero), "kl_floor": like.new_zeros(())}
+        return found if self.rank else {**found, "floor": floor}
 
     def denoising_error(self, graph: Graph, sigma: Tensor, unit: Tensor) -> Tensor:
         """Return ``|sigma_i D_i + eps_i|^2`` of each atom ``[N]``, differentiable by ``sigma``.
@@ -175,7 +279,7 @@ class DenoiseVAE(Objective):
         Args:
             graph: clean structures.
             sigma: Å ``[N]``.
-            unit: eps, standard normal ``[N, 3]``.
+            unit: eps, of unit variance ``[N, 3]``.
         """
         pos = graph.pos + sigma.unsqueeze(1).to(unit) * unit
         noisy = graph._replace(pos=pos)
@@ -183,7 +287,7 @@ class DenoiseVAE(Objective):
             edge_index, edge_shift = rebuilt_edges(graph, pos.detach(), self.network.cutoff)
             noisy = noisy._replace(edge_index=edge_index, edge_shift=edge_shift)
         score = self.score(noisy)
-        return (sigma.unsqueeze(1) * score + unit.to(score)).square().sum(-1)
+        return denoising_term(score, unit.to(score), sigma)
 
     def score(self, graph: Graph) -> Tensor:
         """Return D of noisy structures in 1/Å ``[N, 3]``: it points along the force."""

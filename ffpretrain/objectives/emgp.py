@@ -129,8 +129,8 @@ class EMGP(Objective):
 
     Reports beside the loss what to read it against: ``efp_zero``, the cost of forces of zero on the very
     batch, which tends to ``N + 1 + (tr M)^2 / tr M^2`` at small levels; ``inp_chance``, the logarithm of the
-    number of levels, which guessing costs; and ``zero``, the loss of both. The Gaussian target has a ``floor``
-    too: no gradient follows the noise that moves a structure as a whole, 1 per direction.
+    number of levels, which guessing costs; and ``zero``, the loss of both. The Gaussian target has a
+    ``floor`` too: no gradient follows the noise that moves a structure as a whole, 1 per direction.
 
     Args:
         potential: its backbone is trained in place.

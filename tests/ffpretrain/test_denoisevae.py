@@ -13,7 +13,13 @@ from ffpretrain.errors import ConfigError
 from ffpretrain.graphs import Graph, Sample, batch_graphs
 from ffpretrain.noise import gaussian_noise
 from ffpretrain.objectives import create_objective
-from ffpretrain.objectives.denoisevae import DenoiseVAE, kl_divergence
+from ffpretrain.objectives.denoisevae import (
+    DenoiseVAE,
+    correlation_matrix,
+    covariance_divergence,
+    denoising_term,
+    kl_divergence,
+)
 from ffpretrain.testing import (
     check_permutation,
     check_reflection,
@@ -81,13 +87,99 @@ def test_the_divergence_is_smallest_at_the_prior() -> None:
     assert abs(float(slope[0])) < 1e-12
 
 
-def test_the_divergence_is_that_of_a_full_covariance() -> None:
+@pytest.mark.parametrize("dims", [1, 3])
+def test_a_diagonal_covariance_has_the_sum_of_the_divergences(dims: int) -> None:
     sigma = torch.tensor([0.05, 0.2, 0.13], dtype=torch.float64)
-    covariance = torch.diag(sigma.square())
-    root = torch.linalg.cholesky(covariance)
-    log_det = 2 * root.diagonal().log().sum()
-    full = 0.5 * (covariance.trace() / 0.01 - 3 + 3 * math.log(0.01) - log_det)
-    torch.testing.assert_close(kl_divergence(sigma, 0.1, 1).sum(), full)
+    full = covariance_divergence(torch.diag(sigma.square()), 0.1, dims)
+    torch.testing.assert_close(full, kl_divergence(sigma, 0.1, dims).sum())
+
+
+def test_the_divergence_of_a_covariance_is_that_of_torch() -> None:
+    root = torch.tril(normal(4, 4)) + 2 * torch.eye(4, dtype=torch.float64)
+    covariance = 0.01 * root @ root.T
+    zero = torch.zeros(4, dtype=torch.float64)
+    one, prior = (
+        torch.distributions.MultivariateNormal(zero, matrix)
+        for matrix in (covariance, 0.3**2 * torch.eye(4, dtype=torch.float64))
+    )
+    wanted = torch.distributions.kl_divergence(one, prior)
+    torch.testing.assert_close(covariance_divergence(covariance, 0.3, 1), wanted)
+    torch.testing.assert_close(covariance_divergence(covariance, 0.3), 3 * wanted)
+
+
+# ---------------------------------------------------------------- atoms that move together (appendix A.13)
+
+
+def test_a_full_covariance_by_hand() -> None:
+    objective, clean = make(covariance="full", rank=2, kl_weight=0.7), graph()
+    sigma, vectors = (part.detach() for part in objective.noise_generator.correlated(clean))
+    assert vectors.shape == (14, 2)
+    kl = []
+    for part in (slice(0, 5), slice(5, 14)):
+        u, level = vectors[part], sigma[part]
+        shared = torch.eye(len(u), dtype=torch.float64) + u @ u.T
+        size = shared.diagonal().sqrt()
+        matrix = torch.diag(level / size) @ shared @ torch.diag(level / size)
+        torch.testing.assert_close(matrix.diagonal(), level.square())
+        kl.append(1.5 * (matrix.trace() / 0.01 - len(u) + len(u) * math.log(0.01) - matrix.logdet()) / len(u))
+    terms = {key: value.detach() for key, value in objective(clean, seeded()).items()}
+    torch.testing.assert_close(terms["kl"], (kl[0] + kl[1]) / 2)
+    torch.testing.assert_close(terms["loss"], terms["denoise"] + 0.7 * terms["kl"])
+    assert float(terms["zero"]) == 21.0
+    assert "floor" not in terms
+    mean = make(covariance="full", rank=2, reduction="mean")(clean, seeded())
+    torch.testing.assert_close(mean["kl"].detach(), (5 * kl[0] + 9 * kl[1]) / 14)
+
+
+def test_draws_have_the_correlation_that_the_divergence_is_of() -> None:
+    objective, n = make(covariance="full", rank=2), 4000
+    clean, vectors = batch_graphs([graph()] * n), normal(14, 2, seed=5)
+    unit, shared = normal(14 * n, 3), normal(2 * 2 * n, 3, seed=1)
+    drawn = objective.correlated(unit, vectors.repeat(n, 1), shared, clean).view(n, 14, 3)
+    found = torch.einsum("nid,njd->ij", drawn, drawn) / (3 * n)
+    wanted = torch.zeros(14, 14, dtype=torch.float64)
+    for part in (slice(0, 5), slice(5, 14)):  # structures do not move with each other
+        wanted[part, part] = correlation_matrix(vectors[part])
+    assert float((found - wanted).abs().max()) < 6 / math.sqrt(3 * n)
+    assert float(wanted[0, 1].abs()) > 0.1
+
+
+def test_without_correlation_it_is_the_independent_one() -> None:
+    full, plain, clean = make(covariance="full"), make(), graph()
+    plain.load_state_dict(full.state_dict(), strict=False)
+    with torch.no_grad():
+        for parameter in full.noise_generator.correlation.parameters():
+            parameter.zero_()
+    one, other = (o(clean, seeded()) for o in (full, plain))
+    for key in ("loss", "denoise", "kl", "sigma"):
+        torch.testing.assert_close(one[key].detach(), other[key].detach())
+
+
+def test_a_full_covariance_is_learned_and_keeps_the_symmetry() -> None:
+    objective, clean = make(covariance="full"), graph()
+    terms = objective(clean, seeded())
+    terms["denoise"].backward(retain_graph=True)
+    correlation = objective.noise_generator.correlation
+    assert bool(correlation.weight.grad.any())
+    correlation.zero_grad()
+    terms["kl"].backward()
+    assert bool(correlation.weight.grad.any())
+
+    def model(g: Graph) -> dict[str, Tensor]:
+        return {"vectors": objective.noise_generator.correlated(g)[1][:, 0]}
+
+    turned = clean._replace(pos=-clean.pos @ random_rotation(seeded(4)).T + 1.0)
+    torch.testing.assert_close(model(turned)["vectors"], model(clean)["vectors"], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("form", ["log-variance", "softplus"])
+def test_either_form_of_sigma_starts_at_the_prior_and_stays_above_zero(form: str) -> None:
+    start = fresh(sigma_form=form, prior_sigma=0.07).noise_generator(graph())
+    torch.testing.assert_close(start, torch.full_like(start, 0.07), rtol=1e-6, atol=0)
+    objective = fresh(sigma_form=form)
+    randomize(objective, size=2.0)
+    found = objective.noise_generator(graph()).detach()
+    assert bool((found > 0).all()) and float(found.std()) > 0
 
 
 # ---------------------------------------------------------------- the denoising term (3.5.2, 3, 5, 7)
@@ -100,6 +192,7 @@ def test_both_forms_of_the_loss() -> None:
     error = objective.denoising_error(clean, sigma, unit)
     pos = clean.pos + sigma.unsqueeze(1) * unit
     score = objective.score(clean._replace(pos=pos))
+    torch.testing.assert_close(error, denoising_term(score, unit, sigma))
     variance = sigma.square()
     as_written = variance * (score - (clean.pos - pos) / variance.unsqueeze(1)).square().sum(-1)
     torch.testing.assert_close(error, as_written, rtol=1e-10, atol=0)
@@ -301,6 +394,9 @@ def test_the_field_is_the_temperature_times_the_score() -> None:
         ({"kl_weight": -1.0}, "kl_weight=-1.0"),
         ({"kl_dims": 2}, "kl_dims=2"),
         ({"reduction": "sum"}, "unknown reduction 'sum'"),
+        ({"sigma_form": "exp"}, "unknown sigma_form 'exp'; known: log-variance, softplus"),
+        ({"covariance": "diagonal"}, "unknown covariance 'diagonal'; known: independent, full"),
+        ({"rank": 0}, "rank=0"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, object], message: str) -> None:
