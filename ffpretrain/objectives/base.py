@@ -13,6 +13,7 @@ from ffpretrain.backbones.base import Backbone
 from ffpretrain.errors import ConfigError, DataError
 from ffpretrain.graphs import Graph, Sample, atoms_per_graph
 from ffpretrain.neighbors import neighbor_list
+from ffpretrain.noise import Noise
 from ffpretrain.potential import Potential
 
 
@@ -46,6 +47,41 @@ class Objective(nn.Module, ABC):
         Raises:
             DataError: labels the objective needs are missing.
         """
+
+    #: whether :meth:`draw_noise` takes all random decisions of a step, and :meth:`terms_given` none and no waits:
+    #: only then can whole steps be recorded (:mod:`ffpretrain.training.recorded`)
+    recordable: ClassVar[bool] = False
+
+    def draw_noise(
+        self,
+        batch: Tensor,
+        n_graphs: int,
+        index: Tensor | None,
+        generator: torch.Generator,
+        dtype: torch.dtype = torch.float64,
+    ) -> Noise | None:
+        """Return the noise of a step, drawn where ``batch`` is; None where the step has none.
+
+        Args:
+            batch: structure of each atom ``[N]``.
+            n_graphs: B.
+            index: identifies each structure ``[B]``.
+            generator: source of every random draw of the step.
+            dtype: of the displacements.
+        """
+        return None
+
+    def terms_given(self, sample: Sample | Graph, noise: Noise | None) -> dict[str, Tensor]:
+        """Return what :meth:`forward` does, for noise drawn before.
+
+        Args:
+            sample: a batch.
+            noise: of :meth:`draw_noise`, on the batch's device.
+
+        Raises:
+            ConfigError: the objective draws while it computes.
+        """
+        raise ConfigError(f"objective {self.name!r} draws its noise while it computes")
 
     @classmethod
     def variant(cls, options: Mapping[str, Any]) -> type[Objective]:

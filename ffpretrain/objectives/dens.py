@@ -90,6 +90,7 @@ class DeNS(Supervised):
     """
 
     name: ClassVar[str] = "dens"
+    recordable: ClassVar[bool] = False
     sigmas: Tensor
 
     def __init__(

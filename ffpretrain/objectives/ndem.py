@@ -30,7 +30,7 @@ from torch import Tensor
 from ffpretrain.errors import ConfigError
 from ffpretrain.graphs import Graph, Sample
 from ffpretrain.heads import VectorHead
-from ffpretrain.noise import masked_multiscale_noise, noise_levels
+from ffpretrain.noise import Noise, masked_multiscale_noise, noise_levels
 from ffpretrain.objectives.base import displaced, graph_of, index_of
 from ffpretrain.objectives.supervised import Supervised
 from ffpretrain.potential import Potential
@@ -155,28 +155,45 @@ class NDeM(Supervised):
     def forward(self, sample: Sample | Graph, generator: torch.Generator) -> dict[str, Tensor]:
         """See :class:`~ffpretrain.objectives.base.Objective`; adds ``ndem``, ``ndem_zero``."""
         graph = graph_of(sample)
-        out = self.evaluate(graph)
-        terms = self.supervised_terms(sample, out)
+        noise = self.draw_noise(graph.batch, graph.n_graphs, index_of(sample), generator, graph.pos.dtype)
+        return self.terms_given(sample, noise)
+
+    def draw_noise(
+        self,
+        batch: Tensor,
+        n_graphs: int,
+        index: Tensor | None,
+        generator: torch.Generator,
+        dtype: torch.dtype = torch.float64,
+    ) -> Noise | None:
+        """See :class:`~ffpretrain.objectives.base.Objective`; None where a step is without auxiliary task."""
         if self.ndem_weight == 0 or not self._takes_part(generator):
-            return terms
-        part, n_atoms = self._part(graph)
-        noise = masked_multiscale_noise(
-            graph.batch,
-            graph.n_graphs,
+            return None
+        return masked_multiscale_noise(
+            batch,
+            n_graphs,
             self.sigmas,
             self.mask_ratio,
             generator,
             per_structure=self.per_structure,
-            index=index_of(sample),
-            dtype=graph.pos.dtype,
+            index=index,
+            dtype=dtype,
         )
+
+    def terms_given(self, sample: Sample | Graph, noise: Noise | None) -> dict[str, Tensor]:
+        """See :class:`~ffpretrain.objectives.base.Objective`."""
+        graph = graph_of(sample)
+        out = self.evaluate(graph)
+        terms = self.supervised_terms(sample, out)
+        if noise is None:
+            return terms
+        part, n_atoms = self._part(graph)
         shift, mask = noise.displacement[:n_atoms], noise.mask[:n_atoms]
-        noisy = displaced(part, shift, self.network.cutoff)
         dtype = self.network.dtype
         force = (out["forces"][:n_atoms] / self.network.scale).to(dtype)
         if self.detach_main:
             force = force.detach()
-        noisy_force = self.noisy_force(noisy)
+        noisy_force = self.noisy_force(self._displaced(part, shift))
         terms["ndem"] = ndem_loss(
             force, noisy_force, shift.to(dtype), self.sigma_max, mask if self.only_corrupted else None
         )
@@ -206,10 +223,19 @@ class NDeM(Supervised):
             return True
         return bool(torch.rand((), generator=generator, device=generator.device) < self.batch_probability)
 
+    def _displaced(self, part: Graph, shift: Tensor) -> Graph:
+        """Return noisy structures; a compiled branch keeps all pairs and reads no edges."""
+        if self._noisy_force is not None and self.training:
+            return part._replace(pos=part.pos + shift.to(part.pos))
+        return displaced(part, shift, self.network.cutoff)
+
     def _part(self, graph: Graph) -> tuple[Graph, int]:
         """Return the structures the auxiliary task runs on (positions only) and their number of atoms."""
         n_graphs = max(1, round(self.structure_ratio * graph.n_graphs))
-        n_atoms = int((graph.batch < n_graphs).sum())
+        if self._noisy_force is not None and self.training:
+            n_atoms = n_graphs * (len(graph.z) // graph.n_graphs)  # of equal molecules
+        else:
+            n_atoms = int((graph.batch < n_graphs).sum())
         return (
             graph._replace(
                 z=graph.z[:n_atoms],

@@ -13,6 +13,7 @@ from ffpretrain.direct import DirectPotential
 from ffpretrain.errors import ConfigError
 from ffpretrain.graphs import Graph, Sample, atoms_per_graph
 from ffpretrain.heads import VectorHead
+from ffpretrain.noise import Noise
 from ffpretrain.objectives.base import Objective, graph_of, label, mean_over, regression_loss
 from ffpretrain.potential import Model, Potential
 
@@ -48,6 +49,7 @@ class Supervised(Objective):
 
     name: ClassVar[str] = "supervised"
     needs_labels: ClassVar[bool] = True
+    recordable: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -108,8 +110,11 @@ class Supervised(Objective):
 
     def forward(self, sample: Sample | Graph, generator: torch.Generator) -> dict[str, Tensor]:
         """See :class:`~ffpretrain.objectives.base.Objective`."""
-        out = self.evaluate(graph_of(sample))
-        return self.supervised_terms(sample, out)
+        return self.terms_given(sample, None)
+
+    def terms_given(self, sample: Sample | Graph, noise: Noise | None) -> dict[str, Tensor]:
+        """See :class:`~ffpretrain.objectives.base.Objective`."""
+        return self.supervised_terms(sample, self.evaluate(graph_of(sample)))
 
     def evaluate(self, graph: Graph) -> dict[str, Tensor]:
         """Return the network's energies and forces, differentiable where in training mode."""

@@ -12,6 +12,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, WeightAveraging
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from ffpretrain.errors import DataError
 
@@ -86,8 +87,8 @@ class BestAndLast(ModelCheckpoint):
         """Save nothing: an epoch means nothing in an endless stream of batches."""
 
 
-def weight_average(decay: float) -> WeightAveraging:
-    """Return the callback that averages weights: ``mean = decay * mean + (1 - decay) * weight``.
+class AveragedWeights(WeightAveraging):
+    """Averages weights: ``mean = decay * mean + (1 - decay) * weight``.
 
     The mean starts as the weights after the first step. Validation, ``best.ckpt`` and the finished model take
     the mean; training goes on with the weights.
@@ -95,11 +96,64 @@ def weight_average(decay: float) -> WeightAveraging:
     Args:
         decay: per step, between 0 and 1.
     """
-    return WeightAveraging(use_buffers=False, multi_avg_fn=partial(_move_towards, rate=1 - decay))
+
+    def __init__(self, decay: float) -> None:
+        super().__init__(use_buffers=False, multi_avg_fn=partial(_move_towards, rate=1 - decay))
+
+    @property
+    def state_key(self) -> str:
+        """Key of the state in a checkpoint: that of the base class."""
+        return super().state_key.replace(type(self).__qualname__, WeightAveraging.__qualname__, 1)
+
+    def tensors(self) -> list[Tensor]:
+        """Return the mean, in the order of the module's parameters, for recorded steps to move."""
+        return [parameter.detach() for parameter in self._model.module.parameters()]
+
+    @property
+    def fresh(self) -> bool:
+        """Whether no step has been taken yet."""
+        return int(self._model.n_averaged) == 0
+
+    def took(self, steps: int, global_step: int) -> None:
+        """Note steps in which the mean was moved by a recording.
+
+        Args:
+            steps: how many.
+            global_step: steps of the run after them.
+        """
+        self._model.n_averaged += steps
+        self._latest_update_step = global_step
+
+    @property
+    def _model(self) -> AveragedModel:
+        if self._average_model is None:
+            raise RuntimeError("the average exists while a run trains")
+        return self._average_model
 
 
 def _move_towards(mean: list[Tensor], current: list[Tensor], n_averaged: Tensor, rate: float) -> None:
     torch._foreach_lerp_(mean, current, rate)
+
+
+def recount_steps(checkpoint: dict[str, Any], block: int) -> None:
+    """Let a checkpoint's loop counters say what they would, had its steps been taken in blocks, or singly.
+
+    Lightning counts batches and steps apart, and steps that it takes itself apart from others. So a run goes
+    on from a checkpoint of the other kind.
+
+    Args:
+        checkpoint: of a run of this package, changed in place.
+        block: steps in a batch; 1 for steps that Lightning takes.
+    """
+    step = int(checkpoint["global_step"])
+    loops = checkpoint["loops"]["fit_loop"]
+    batches = -(-step // block)
+    for counts in (loops["epoch_loop.batch_progress"][key] for key in ("total", "current")):
+        counts.update(dict.fromkeys(counts, batches))
+    own = loops["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]
+    others = loops["epoch_loop.manual_optimization.optim_step_progress"]["total"]
+    own.update(dict.fromkeys(own, step))
+    others.update(dict.fromkeys(others, step))
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 
 from ffpretrain.training.module import ForceFieldModule
 
@@ -33,7 +32,7 @@ class MetricLog(Callback):
         self._folder = folder
         self._period = val_every_steps
         self._interval = min(INTERVAL, val_every_steps)
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[str, Any] = {}
         self._counts: dict[str, int] = {}
         self._rate = 0.0
         self._table: Table | None = None
@@ -51,12 +50,6 @@ class MetricLog(Callback):
 
             self._board = SummaryWriter(str(self._folder), purge_step=trainer.global_step + 1)
 
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
-        """Note the learning rate: after the step it is that of the next one."""
-        self._rate = float(optimizer.param_groups[0]["lr"])
-
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -64,8 +57,10 @@ class MetricLog(Callback):
         if not isinstance(pl_module, ForceFieldModule):
             return
         for name, value in pl_module.terms.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
-            self._counts[name] = self._counts.get(name, 0) + 1
+            steps = pl_module.term_counts[name]
+            self._sums[name] = self._sums.get(name, 0.0) + value * steps
+            self._counts[name] = self._counts.get(name, 0) + steps
+        self._rate = pl_module.rate
         step = trainer.global_step
         if step % self._period % self._interval == 0 or step >= trainer.max_steps:
             self._write_means(trainer)

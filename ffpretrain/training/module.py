@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import torch
@@ -13,10 +13,28 @@ from torch import Tensor
 from ffpretrain.errors import ConfigError, NonFiniteError
 from ffpretrain.graphs import Sample
 from ffpretrain.objectives.base import Objective
-from ffpretrain.training.checkpoints import RECORD
+from ffpretrain.training.checkpoints import RECORD, AveragedWeights, recount_steps
 from ffpretrain.training.config import OptimizerConfig, ScheduleConfig
+from ffpretrain.training.data import SampleDataset
+from ffpretrain.training.recorded import RecordedSteps, set_form
 from ffpretrain.training.schedules import RateFactor, make_schedule
 from ffpretrain.training.terms import batch_terms, noise_generator
+
+
+class Recording(NamedTuple):
+    """What recorded steps need beside the module.
+
+    Attributes:
+        samples: training frames.
+        block: steps in a block.
+        clip: largest norm of the gradient, or None.
+        decay: of averaged weights, or None.
+    """
+
+    samples: SampleDataset
+    block: int
+    clip: float | None
+    decay: float | None
 
 
 class ForceFieldModule(L.LightningModule):
@@ -32,7 +50,10 @@ class ForceFieldModule(L.LightningModule):
         threads: CPU threads of a process that was started for this run; None leaves torch's choice.
 
     Attributes:
-        terms: the last step's loss and its terms by name, detached, of this process.
+        terms: loss and its terms by name, detached, of this process: of the last step, or means over the last
+            block of recorded steps.
+        term_counts: how many steps each mean is over.
+        rate: learning rate of the last step.
         errors: the last validation's means over all processes; forces in eV/Å, energies in eV.
     """
 
@@ -55,13 +76,22 @@ class ForceFieldModule(L.LightningModule):
         self._sums: dict[str, float] = {}
         self._frames = torch.zeros(0, dtype=torch.int64)
         self._seconds_before, self._begun = 0.0, 0.0
+        self._recording: Recording | None = None
+        self._recorded: RecordedSteps | None = None
         self.terms: dict[str, Tensor] = {}
+        self.term_counts: dict[str, int] = {}
+        self.rate = 0.0
         self.errors: dict[str, float] = {}
 
     @property
     def monitor(self) -> str:
         """The quantity that selects the best weights; smaller is better."""
         return f"val/{self.objective.monitor}"
+
+    def record_steps(self, recording: Recording) -> None:
+        """Take whole steps as recordings, in blocks; batches are then positions ``[steps, B]`` of frames."""
+        self._recording = recording
+        self.automatic_optimization = False
 
     def on_fit_start(self) -> None:
         """Start the clock; build compiled functions, in the process that will call them."""
@@ -74,14 +104,29 @@ class ForceFieldModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the training time so far, resumed parts included."""
         elapsed = time.monotonic() - self._begun if self._begun else 0.0
-        checkpoint[RECORD] = {"wall_seconds": self._seconds_before + elapsed}
+        checkpoint[RECORD] = {"wall_seconds": self._seconds_before + elapsed, "block": self._block}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over the training time; a checkpoint of another program has none."""
-        self._seconds_before = float(checkpoint.get(RECORD, {}).get("wall_seconds", 0.0))
+        """Take over training time and place in the run; another program's checkpoint has no record."""
+        record = checkpoint.get(RECORD, {})
+        self._seconds_before = float(record.get("wall_seconds", 0.0))
+        if record.get("block", 1) != self._block:
+            recount_steps(checkpoint, self._block)
 
-    def training_step(self, batch: Sample, batch_idx: int) -> Tensor:
-        """Return the loss of one batch."""
+    def on_train_start(self) -> None:
+        """Put the optimiser into the form these steps need; a checkpoint brings that of the run before."""
+        for optimizer in self.trainer.optimizers:
+            set_form(optimizer, recorded=self._recording is not None)
+
+    @property
+    def _block(self) -> int:
+        return 1 if self._recording is None else self._recording.block
+
+    def training_step(self, batch: Sample | Tensor, batch_idx: int) -> Tensor | None:
+        """Return the loss of one batch, or take a block of recorded steps."""
+        if isinstance(batch, Tensor):
+            self._take_recorded(batch)
+            return None
         self._frames = batch.extras["index"]
         self.objective.at_step(self.global_step, self._max_steps)
         terms = self.objective(self._with_global_counts(batch), noise_generator(self._seed, self.global_step))
@@ -93,7 +138,52 @@ class ForceFieldModule(L.LightningModule):
                 "(ffpretrain data check)"
             )
         self.terms = {name: value.detach() for name, value in terms.items()}
+        self.term_counts = dict.fromkeys(self.terms, 1)
         return loss
+
+    def _take_recorded(self, picks: Tensor) -> None:
+        step = self.global_step
+        optimizer, scheduler = self.trainer.optimizers[0], self.trainer.lr_scheduler_configs[0].scheduler
+        recording, average = self._recording, self._average()
+        if recording is None:
+            raise RuntimeError("blocks of steps without record_steps")
+        if self._recorded is None:
+            self._recorded = RecordedSteps(
+                self.objective,
+                optimizer,
+                recording.samples,
+                picks.shape[1],
+                recording.block,
+                recording.clip,
+                None if average is None else average.tensors(),
+                recording.decay,
+            )
+
+        with torch.enable_grad():
+            done = self._recorded.run(
+                picks,
+                step,
+                lambda k: noise_generator(self._seed, k),
+                scheduler,
+                fresh_average=average is not None and average.fresh,
+            )
+        if done.bad_step is not None:
+            frames = self._recorded.frames_of(picks[done.bad_step - step])
+            raise NonFiniteError(
+                f"the loss or its gradient is not finite at step {done.bad_step}; frames of the batch: "
+                f"{frames}; lower the learning rate or check these frames (ffpretrain data check)"
+            )
+        self.terms, self.term_counts, self.rate = done.terms, done.counts, done.rate
+        # Lightning counts the steps that it takes itself; these were taken without it
+        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        progress.total.ready += len(picks)
+        progress.total.completed += len(picks)
+        if average is not None:
+            average.took(len(picks), self.global_step)
+
+    def _average(self) -> AveragedWeights | None:
+        found = [c for c in self.trainer.callbacks if isinstance(c, AveragedWeights)]  # type: ignore[attr-defined]
+        return found[0] if found else None
 
     def _with_global_counts(self, batch: Sample) -> Sample:
         world = self.trainer.world_size
@@ -106,7 +196,8 @@ class ForceFieldModule(L.LightningModule):
         return batch._replace(extras={**batch.extras, "n_atoms": share[0], "n_graphs": share[1]})
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Stop where a gradient is not finite, before it reaches the weights."""
+        """Note the learning rate; stop where a gradient is not finite, before it reaches the weights."""
+        self.rate = float(optimizer.param_groups[0]["lr"])
         grads = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
         if bool(torch.isfinite(torch.nn.utils.get_total_norm(grads.values()))):
             return

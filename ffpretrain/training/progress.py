@@ -8,7 +8,6 @@ from datetime import timedelta
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 
 from ffpretrain.objectives.floors import describe, is_reference
 from ffpretrain.training.module import ForceFieldModule
@@ -30,7 +29,7 @@ class Progress(Callback):
         self._line_every = line_every
         self._bar: Any = None
         self._task: Any = None
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[str, Any] = {}
         self._counts: dict[str, int] = {}
         self._first = 0
         self._begun = self._shown = 0.0
@@ -61,8 +60,9 @@ class Progress(Callback):
         if not self._begun:  # the first step may compile for minutes: the speed is that of the others
             self._first, self._begun = trainer.global_step, time.monotonic()
         for name, value in pl_module.terms.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
-            self._counts[name] = self._counts.get(name, 0) + 1
+            steps = pl_module.term_counts[name]
+            self._sums[name] = self._sums.get(name, 0.0) + value * steps
+            self._counts[name] = self._counts.get(name, 0) + steps
         wait = REFRESH if self._bar is not None else self._line_every
         if time.monotonic() - self._shown >= wait or trainer.global_step == trainer.max_steps:
             self._show(trainer)

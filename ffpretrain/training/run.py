@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,18 +25,18 @@ from ffpretrain.potential import Potential
 from ffpretrain.training.checkpoints import (
     LAST,
     AtomicCheckpointIO,
+    AveragedWeights,
     BestAndLast,
     is_complete,
     read_checkpoint,
-    weight_average,
 )
 from ffpretrain.training.config import Recipe, TrainerConfig
 from ffpretrain.training.data import SampleDataset
 from ffpretrain.training.feed import FrameData
 from ffpretrain.training.finish import finish
 from ffpretrain.training.folder import SPLITS_FILE, check_folder, check_splits, start_folder
-from ffpretrain.training.logs import MetricLog
-from ffpretrain.training.module import ForceFieldModule
+from ffpretrain.training.logs import INTERVAL, MetricLog
+from ffpretrain.training.module import ForceFieldModule, Recording
 from ffpretrain.training.pretrained import Pretrained, load_pretrained, make_backbone, open_pretrained
 from ffpretrain.training.process import SpawnedProcesses, borrowed_process, user_error_of
 from ffpretrain.training.progress import Progress
@@ -55,6 +56,7 @@ class Run:
         module: the objective with its network, as Lightning trains it.
         parent: the model that it starts from, if any.
         notes: what a user should know of the start, one line each.
+        block: record whole steps and take so many at a time; None takes them one by one.
     """
 
     recipe: Recipe
@@ -64,6 +66,7 @@ class Run:
     module: ForceFieldModule
     parent: Pretrained | None = None
     notes: list[str] = field(default_factory=list)
+    block: int | None = None
 
 
 def train(
@@ -164,7 +167,15 @@ def prepare(recipe: Recipe) -> Run:
         config.compile,
         config.threads,
     )
-    return Run(recipe, dataset, splits, statistics, module, parent, notes)
+    graphs = config.compile and config.devices == 1 and _accelerator(config) == "cuda"
+    block = step_block(config) if graphs and objective.recordable else None
+    return Run(recipe, dataset, splits, statistics, module, parent, notes, block)
+
+
+def step_block(config: TrainerConfig) -> int:
+    """Return how many steps are taken together where they are recorded: what fits every row of the logs."""
+    period = min(config.val_every_steps, config.max_steps)
+    return math.gcd(period, min(INTERVAL, period))
 
 
 def _statistics(recipe: Recipe, frames: Dataset) -> LabelStatistics | PropertyStatistics | None:
@@ -267,10 +278,10 @@ def _trainer(run: Run, out: Path, callbacks: list[Callback]) -> L.Trainer:
         plugins=[AtomicCheckpointIO()],
         max_steps=config.max_steps,
         max_epochs=-1,
-        val_check_interval=min(config.val_every_steps, config.max_steps),
+        val_check_interval=min(config.val_every_steps, config.max_steps) // (run.block or 1),
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
-        gradient_clip_val=config.gradient_clip,
+        gradient_clip_val=None if run.block else config.gradient_clip,
         inference_mode=False,
         use_distributed_sampler=False,
         enable_model_summary=False,
@@ -303,7 +314,10 @@ def _feed(run: Run) -> FrameData:
     train, val = (
         SampleDataset(run.dataset[part], cutoff, needs, part) for part in (run.splits.train, run.splits.val)
     )
-    return FrameData(train, val, run.recipe.trainer)
+    config = run.recipe.trainer
+    if run.block is not None:
+        run.module.record_steps(Recording(train, run.block, config.gradient_clip, config.ema_decay))
+    return FrameData(train, val, config, run.block)
 
 
 def _callbacks(run: Run, out: Path) -> list[Callback]:
@@ -311,7 +325,7 @@ def _callbacks(run: Run, out: Path) -> list[Callback]:
     monitor = run.module.monitor
     callbacks: list[Callback] = []
     if config.ema_decay is not None:
-        callbacks.append(weight_average(config.ema_decay))
+        callbacks.append(AveragedWeights(config.ema_decay))
     callbacks.append(MetricLog(out / "logs", min(config.val_every_steps, config.max_steps)))
     callbacks.append(BestAndLast(out / "checkpoints", monitor))
     if config.early_stopping is not None:

@@ -28,7 +28,7 @@ from ffpretrain.pairs import Pairs
 from ffpretrain.recipes import load_recipe
 from ffpretrain.training import logs
 from ffpretrain.training import run as run_module
-from ffpretrain.training.checkpoints import RECORD, read_checkpoint, weight_average
+from ffpretrain.training.checkpoints import RECORD, AveragedWeights, read_checkpoint
 from ffpretrain.training.config import Recipe, ScheduleConfig
 from ffpretrain.training.data import SampleDataset, StreamSampler, collate
 from ffpretrain.training.run import Run, fit, prepare
@@ -205,7 +205,7 @@ def test_constant_rates() -> None:
 
 
 def test_weight_average_moves_by_one_minus_decay() -> None:
-    average = weight_average(0.75)._kwargs["multi_avg_fn"]
+    average = AveragedWeights(0.75)._kwargs["multi_avg_fn"]
     mean, current = torch.tensor([4.0]), torch.tensor([8.0])
     average([mean], [current], torch.tensor(1))
     assert mean.item() == pytest.approx(0.75 * 4 + 0.25 * 8)
