@@ -48,7 +48,7 @@ class Objective(nn.Module, ABC):
             DataError: labels the objective needs are missing.
         """
 
-    #: whether :meth:`draw_noise` takes all random decisions of a step, and :meth:`terms_given` none and no waits:
+    #: whether :meth:`draw_noise` takes all random decisions of a step and :meth:`terms_given` never waits:
     #: only then can whole steps be recorded (:mod:`ffpretrain.training.recorded`)
     recordable: ClassVar[bool] = False
 
