@@ -7,7 +7,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from ffpretrain.md.batches import BatchEvaluation
+from ffpretrain.md.batches import BatchEvaluation, Unchanged
 from ffpretrain.md.calculator import Model, load_model
 from ffpretrain.md.runtime import CompileOption, Runtime
 from ffpretrain.md.unfamiliar import Familiarity, Policy, require_molecule
@@ -32,6 +32,7 @@ class BatchModel:
         self.runtime, self.familiarity = runtime, familiarity
         self.own_molecules_only = own_molecules_only
         self._seen: Tensor | None = None
+        self._unchanged = Unchanged()
 
     @classmethod
     def load(
@@ -92,18 +93,26 @@ class BatchModel:
             ConfigError: the model has no energy.
             NonFiniteError: an energy or force is not finite.
         """
-        asked = torch.stack([numbers.to(batch), batch])
-        if self._seen is None or not torch.equal(self._seen, asked):
-            self.check_composition(numbers, batch)
-            self._seen = asked
+        if not self._unchanged(numbers, batch):
+            asked = torch.stack([numbers.to(batch), batch])
+            if self._seen is None or not torch.equal(self._seen, asked):
+                self.check_composition(numbers, batch)
+                self._seen = asked
+            self._unchanged.keep(numbers, batch)
         found = self.runtime.evaluate_tensors(numbers, positions, batch, cell, periodic)
         least = self.familiarity.min_distance
-        if least is not None and bool((found.shortest < least).any()):
+        if least is not None and _below(found, least):
             place = int(found.shortest.argmin())
             atoms = _atoms(place, numbers, positions, batch, cell, periodic)
             self.familiarity.check_distance(float(found.shortest[place]), atoms)
         self.last = found
         return found
+
+
+def _below(found: BatchEvaluation, least: float) -> bool:
+    if found.nearest is not None:
+        return found.nearest < least
+    return bool((found.shortest < least).any())
 
 
 def _atoms(

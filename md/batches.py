@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -24,12 +24,45 @@ class BatchEvaluation(NamedTuple):
         stress: ``[B, 3, 3]`` eV/Å³, positive under tension, zero for a structure that does not repeat; None
             where none does.
         shortest: ``[B]`` Å, distance of the two closest atoms; infinite where none are within reach.
+        nearest: Å, the smallest of ``shortest`` where it has come to the host anyway, else None.
     """
 
     energy: Tensor
     forces: Tensor
     stress: Tensor | None
     shortest: Tensor
+    nearest: float | None = None
+
+
+class Unchanged:
+    """Tells without waiting for a device whether tensors are those of an earlier call.
+
+    They are when they are the same memory, seen the same way, and nothing was written to it since, which
+    torch counts. The answer is no for tensors on a CPU, where numpy may write to the same memory and where
+    comparing is quick, and for those of inference mode, whose writes are not counted.
+    """
+
+    def __init__(self) -> None:
+        self._kept: tuple[Tensor, ...] = ()
+        self._marks: list[Any] = []
+
+    def __call__(self, *tensors: Tensor) -> bool:
+        """Return whether these are the tensors kept."""
+        return bool(self._marks) and all(map(_counted, tensors)) and self._marks == list(map(_mark, tensors))
+
+    def keep(self, *tensors: Tensor) -> None:
+        """Remember tensors, which also keeps their memory from being used for others."""
+        usable = all(map(_counted, tensors))
+        self._kept, self._marks = (tensors, list(map(_mark, tensors))) if usable else ((), [])
+
+
+def _counted(tensor: Tensor) -> bool:
+    return tensor.device.type != "cpu" and not tensor.is_inference()
+
+
+def _mark(tensor: Tensor) -> tuple[Any, ...]:
+    # torch has no public name for its count of writes
+    return tensor.data_ptr(), tensor._version, tensor.shape, tensor.stride(), tensor.dtype, tensor.device
 
 
 class BatchPath:
@@ -51,6 +84,8 @@ class BatchPath:
     """
 
     name = "batch"
+    #: whether calling it refuses positions that are not finite
+    checks_positions: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module, numbers: Tensor, batch: Tensor, periodic: Tensor) -> None:
         if not torch.equal(torch.unique_consecutive(batch), torch.arange(len(periodic)).to(batch)):
@@ -59,6 +94,7 @@ class BatchPath:
             )
         # copies, so that a change that an engine makes in place is noticed
         self.numbers, self.batch, self.periodic = numbers.clone(), batch.clone(), periodic.clone()
+        self._unchanged = Unchanged()
         self.model = model
         self.cutoff = float(model.cutoff)  # type: ignore[arg-type]
         counts = torch.bincount(batch, minlength=len(periodic)).cpu().numpy()
@@ -77,7 +113,12 @@ class BatchPath:
     def serves(self, numbers: Tensor, batch: Tensor, periodic: Tensor) -> bool:
         """Return whether the path was made for these elements, structures and periodicity."""
         mine, asked = (self.numbers, self.batch, self.periodic), (numbers, batch, periodic)
-        return all(torch.equal(one, other) for one, other in zip(mine, asked, strict=True))
+        if self._unchanged(*asked):
+            return True
+        same = all(torch.equal(one, other) for one, other in zip(mine, asked, strict=True))
+        if same:
+            self._unchanged.keep(*asked)
+        return same
 
     def __call__(self, pos: Tensor, cell: Tensor) -> BatchEvaluation:
         """Evaluate positions ``[N, 3]`` Å in cells (rows) ``[B, 3, 3]`` Å, both float64.
@@ -117,11 +158,14 @@ class BatchPath:
             indices.append(index + atoms.start)
             shifts.append(shift)
             shortest[place] = least
+        self._refuse_coinciding(shortest)
+        return torch.cat(indices, dim=1), torch.cat(shifts), shortest
+
+    def _refuse_coinciding(self, shortest: Tensor) -> None:
         if bool((shortest == 0).any()):
             raise UnsupportedInputError(
                 f"structure {int(shortest.argmin())}: two atoms are at the same place; move or remove one"
             )
-        return torch.cat(indices, dim=1), torch.cat(shifts), shortest
 
     def _refuse_non_finite(self, energy: Tensor, forces: Tensor) -> None:
         if bool(torch.isfinite(forces).all()) and bool(torch.isfinite(energy).all()):
@@ -170,6 +214,23 @@ class OneOfBatch:
             forces=found.forces[self.atoms].cpu().numpy(),
             stress=found.stress[-1].cpu().numpy() if periodic and found.stress is not None else None,
             shortest=float(found.shortest[-1]),
+        )
+
+
+def refuse_bad_positions(positions: Tensor, batch: Tensor) -> None:
+    """Refuse a batch without atoms, or with positions that are not finite.
+
+    Raises:
+        UnsupportedInputError: names the structure and the atom.
+    """
+    if len(positions) == 0:
+        raise UnsupportedInputError("the batch has no atoms; give at least one structure")
+    if not bool(torch.isfinite(positions).all()):
+        atom = int((~torch.isfinite(positions).all(dim=1)).nonzero()[0])
+        place = int(batch[atom])
+        inside = atom - int((batch < place).sum())
+        raise UnsupportedInputError(
+            f"structure {place}: the position of atom {inside} is not finite; check the structure"
         )
 
 

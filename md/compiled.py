@@ -8,6 +8,8 @@ differentiated when it runs. Building takes 20 s to 90 s and halves the time of 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from torch import Tensor
 from ffpretrain.md.paths import DenseFunction, dense_function
 from ffpretrain.potential import Potential
 
+_T = TypeVar("_T")
 #: ``compile="auto"`` compiles for runs of at least this many steps. For aspirin on two cores a compiled step
 #: saves 6 ms to 12 ms and building takes about 60 s, so it pays from 5,000 to 10,000 steps on.
 COMPILE_MIN_STEPS = 20_000
@@ -37,13 +40,29 @@ def compile_dense(potential: Potential, z: Tensor, pos: Tensor, molecules: int =
         The function; None, after a :class:`CompileWarning` with the reason, where the machine cannot build it
         (no C++ compiler, most often).
     """
+    return compile_function(dense_function(potential, z, molecules), pos)
+
+
+def compile_function(
+    function: Callable[[Tensor], _T], pos: Tensor, options: dict[str, Any] | None = None
+) -> Callable[[Tensor], _T] | None:
+    """Return a function of positions, derivatives and all, traced and compiled, built and called once.
+
+    Args:
+        function: takes positions ``[N, 3]`` Å and returns a tuple of tensors.
+        pos: positions, float64; only their shape matters.
+        options: of the compiler.
+
+    Returns:
+        The function; None, after a :class:`CompileWarning` with the reason, where it cannot be built.
+    """
     from torch.fx.experimental.proxy_tensor import make_fx
 
     try:
-        traced = make_fx(dense_function(potential, z, molecules))(pos)
+        traced = make_fx(function)(pos)
         traced.graph.eliminate_dead_code()
         traced.recompile()
-        built = torch.compile(traced, dynamic=False, fullgraph=True)
+        built = torch.compile(traced, dynamic=False, fullgraph=True, options=options)
         with torch.no_grad():
             built(pos)
     except Exception as error:  # tracing, inductor and the C++ compiler each raise their own kinds
@@ -56,9 +75,9 @@ def compile_dense(potential: Potential, z: Tensor, pos: Tensor, molecules: int =
         )
         return None
 
-    def function(pos: Tensor) -> tuple[Tensor, Tensor]:
+    def run(pos: Tensor) -> _T:
         with torch.no_grad():
-            energies, forces = built(pos)
-        return energies, forces
+            result: _T = built(pos)
+        return result
 
-    return function
+    return run

@@ -12,6 +12,7 @@ from torch import Tensor
 from ffpretrain.errors import NonFiniteError, UnsupportedInputError
 from ffpretrain.md.agreement import check_agreement
 from ffpretrain.md.compiled import COMPILE_MIN_STEPS, compile_dense
+from ffpretrain.md.cuda import MoleculeGraph, record_molecules
 from ffpretrain.md.native import NativeMany, StructurePairs
 from ffpretrain.md.paths import Array, DenseFunction, Evaluation, dense_fits, dense_function
 from ffpretrain.md.runtime import Runtime
@@ -69,8 +70,9 @@ class Replicas:
         self._z = z.repeat(count)
         self._box = np.asarray(cell, dtype=np.float64) if cell is not None and any(directions) else None
         self.name = "replicas batch"
-        self._dense = self._make_dense(steps)
         one = _OneReplica(self, np.asarray(positions, dtype=np.float64))
+        self._dense = self._make_dense(steps, one.positions)
+        one.name = self.name
         runtime.agreement[self.name] = check_agreement(
             one, runtime.model, self.numbers, one.positions, self._box, directions, runtime.dtype, self.device
         )
@@ -96,7 +98,7 @@ class Replicas:
         energy = energies.view(self.count, -1).sum(1) + self.runtime.model.shift  # type: ignore[operator]
         return energy, forces.view(self.count, -1, 3).to(torch.float64)
 
-    def _make_dense(self, steps: int) -> DenseFunction | None:
+    def _make_dense(self, steps: int, positions: Array) -> DenseFunction | None:
         """Return the function of fixed shape; None where the structure needs lists of pairs."""
         runtime, n = self.runtime, len(self.numbers)
         model = runtime.model
@@ -106,6 +108,11 @@ class Replicas:
         wanted = runtime.compile is True or (
             runtime.compile == "auto" and steps * self.count >= COMPILE_MIN_STEPS
         )
+        if runtime.records and dense_fits(model, n, self.pbc, self.device, compiled=True):
+            graph = record_molecules(model, self._z[:n], positions, self.count, wanted)  # type: ignore[arg-type]
+            if graph is not None:
+                self.name = f"replicas {graph.name}"
+                return _without_distances(graph)
         if wanted and dense_fits(model, n, self.pbc, self.device, compiled=True):
             example = torch.zeros(self.count * n, 3, dtype=torch.float64, device=self.device)
             example += torch.arange(len(example), device=self.device).unsqueeze(1)
@@ -154,6 +161,14 @@ class Replicas:
         periodic = torch.full((count,), any(self.pbc), device=self.device)
         found = self.runtime.evaluate_tensors(self._z, positions.reshape(-1, 3), batch, cell, periodic)
         return found.energy, found.forces.view(count, n, 3)
+
+
+def _without_distances(graph: MoleculeGraph) -> DenseFunction:
+    def function(pos: Tensor) -> tuple[Tensor, Tensor]:
+        found = graph(pos)
+        return found.energies, found.forces
+
+    return function
 
 
 class _OneReplica:

@@ -19,8 +19,9 @@ from ffpretrain.artifacts import resolve_device
 from ffpretrain.errors import ConfigError, NonFiniteError, UnsupportedInputError, nearest
 from ffpretrain.graphs import Graph, batch_graphs, build_graph
 from ffpretrain.md.agreement import Agreement, check_agreement
-from ffpretrain.md.batches import BatchEvaluation, BatchPath, OneOfBatch
+from ffpretrain.md.batches import BatchEvaluation, BatchPath, OneOfBatch, refuse_bad_positions
 from ffpretrain.md.compiled import COMPILE_MIN_STEPS, CompileWarning, compile_dense
+from ffpretrain.md.cuda import GraphPath, graph_batch, record_molecules
 from ffpretrain.md.native import NativeMany, NativePath, NativeUnavailable, StructurePairs
 from ffpretrain.md.native.batch import NativeBatch
 from ffpretrain.md.paths import (
@@ -181,18 +182,11 @@ class Runtime:
         numbers, batch = (t.to(self.device, torch.int64) for t in (numbers, batch))
         positions, cell = (t.detach().to(self.device, torch.float64) for t in (positions, cell))
         periodic = periodic.to(self.device)
-        _refuse_bad_positions(positions, batch)
-        if self._batch is None or not self._batch.serves(numbers, batch, periodic):
-            check = getattr(self.model, "check_elements", None)
-            if check is not None:
-                check(numbers)
-            many = self.native_many()
-            self._batch = (
-                BatchPath(self.model, numbers, batch, periodic)
-                if many is None
-                else NativeBatch(many, self.model, numbers, batch, periodic)
-            )
         path = self._batch
+        if path is None or not path.checks_positions or not path.serves(numbers, batch, periodic):
+            refuse_bad_positions(positions, batch)
+            if path is None or not path.serves(numbers, batch, periodic):
+                path = self._batch = self._make_batch(numbers, batch, periodic, positions)
         if path.name not in self.agreement:
             one = OneOfBatch(path, positions, cell)
             box = cell[-1].cpu().numpy() if any(one.pbc) else None
@@ -201,6 +195,21 @@ class Runtime:
             )
         self._path_name = path.name
         return path(positions, cell)
+
+    def _make_batch(self, numbers: Tensor, batch: Tensor, periodic: Tensor, positions: Tensor) -> BatchPath:
+        check = getattr(self.model, "check_elements", None)
+        if check is not None:
+            check(numbers)
+        if (many := self.native_many()) is not None:
+            return NativeBatch(many, self.model, numbers, batch, periodic)
+        if self.records:
+            compiled = self._wants_compiled()
+            path = graph_batch(self.model, numbers, batch, periodic, positions, compiled)
+            if path is not None:
+                # its shapes are those of this batch, so it is compared anew
+                self.agreement.pop(path.name, None)
+                return path
+        return BatchPath(self.model, numbers, batch, periodic)
 
     def evaluate_batch(self, structures: Iterable[Structure]) -> list[Evaluation]:
         """Evaluate many structures, several at a time.
@@ -294,13 +303,19 @@ class Runtime:
             if check is not None:
                 check(torch.as_tensor(numbers, device=self.device))
             path = self._make_path(numbers, positions, pbc, compiled)
-            # a compiled path is compared anew for every structure, an eager one is the same code for all
-            seen = path.name in self.agreement and "compiled" not in path.name
+            # a path of fixed shape is compared anew for every structure, others are the same code for all
+            fixed = isinstance(path, GraphPath) or "compiled" in path.name
+            seen = path.name in self.agreement and not fixed
             self._plans[key] = _Plan(path, checked=seen)
             while len(self._plans) > _KEPT:
                 self._plans.popitem(last=False)
         self._plans.move_to_end(key)
         return self._plans[key]
+
+    @property
+    def records(self) -> bool:
+        """Whether molecules of fixed shape are recorded as CUDA graphs."""
+        return self.compile is not False and self.device.type == "cuda"
 
     def _wants_compiled(self) -> bool:
         if self.compile == "auto":
@@ -313,8 +328,12 @@ class Runtime:
         model, n = self.model, len(numbers)
         if (native := self._native_path(numbers, pbc)) is not None:
             return native
+        z = torch.as_tensor(numbers, device=self.device)
+        if self.records and dense_fits(model, n, pbc, self.device, compiled=True):
+            graph = record_molecules(model, z, positions, compiled=compiled)  # type: ignore[arg-type]
+            if graph is not None:
+                return GraphPath(graph, float(model.shift))  # type: ignore[arg-type]
         if compiled and dense_fits(model, n, pbc, self.device, compiled=True):
-            z = torch.as_tensor(numbers, device=self.device)
             pos = torch.tensor(positions, device=self.device)
             function = compile_dense(model, z, pos)  # type: ignore[arg-type]
             if function is not None:
@@ -348,18 +367,6 @@ class Runtime:
         except NativeUnavailable as reason:
             self.not_native = str(reason)
             return None
-
-
-def _refuse_bad_positions(positions: Tensor, batch: Tensor) -> None:
-    if len(positions) == 0:
-        raise UnsupportedInputError("the batch has no atoms; give at least one structure")
-    if not bool(torch.isfinite(positions).all()):
-        atom = int((~torch.isfinite(positions).all(dim=1)).nonzero()[0])
-        place = int(batch[atom])
-        inside = atom - int((batch < place).sum())
-        raise UnsupportedInputError(
-            f"structure {place}: the position of atom {inside} is not finite; check the structure"
-        )
 
 
 def resolve_dtype(name: str) -> torch.dtype:

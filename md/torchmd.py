@@ -12,6 +12,7 @@ from torch import Tensor
 from ffpretrain import units
 from ffpretrain.errors import ConfigError, MissingDependencyError, UnsupportedInputError, nearest
 from ffpretrain.md.batch_model import BatchModel
+from ffpretrain.md.batches import Unchanged
 from ffpretrain.md.calculator import FFCalculator, Model
 from ffpretrain.md.engines import Motion, TorchIntegrator
 from ffpretrain.md.runtime import CompileOption
@@ -61,7 +62,10 @@ class External:
         self.numbers = _checked_numbers(atomic_numbers).to(self.device)
         self.replicas, self.atoms = self.numbers.shape
         self._batch = torch.arange(self.replicas, device=self.device).repeat_interleave(self.atoms)
-        self.model.check_composition(self.numbers.flatten(), self._batch)
+        self._flat_numbers = self.numbers.flatten()
+        self.model.check_composition(self._flat_numbers, self._batch)
+        self._box = Unchanged()
+        self._repeats: Tensor | None = None
 
     def calculate(self, pos: Tensor, box: Tensor) -> tuple[Tensor, Tensor]:
         """Evaluate all replicas as one batch.
@@ -81,9 +85,11 @@ class External:
             NonFiniteError: an energy or force is not finite.
         """
         self._check_shapes(pos, box)
-        periodic = _periodic(box)
+        if self._repeats is None or not self._box(box):
+            self._repeats = _periodic(box)
+            self._box.keep(box)
         found = self.model.evaluate(
-            self.numbers.flatten(), pos.detach().reshape(-1, 3), self._batch, box.detach(), periodic
+            self._flat_numbers, pos.detach().reshape(-1, 3), self._batch, box.detach(), self._repeats
         )
         energy = (found.energy / units.KCAL_PER_MOL).to(pos.device).unsqueeze(1)
         forces = (found.forces / units.KCAL_PER_MOL).to(pos.device).view(pos.shape)

@@ -80,6 +80,8 @@ class FFModel(ModelInterface):
         self._compute_stress = compute_stress
         self._compute_forces = True
         self._memory_scales_with = memory_scales_with
+        self._asked: tuple[list[bool], int, torch.device] | None = None
+        self._periodic: Tensor | None = None
 
     @property
     def compute_stress(self) -> bool:
@@ -118,9 +120,12 @@ class FFModel(ModelInterface):
         if not isinstance(state, SimState):
             state = SimState(**state)
         cell = state.row_vector_cell.detach()
-        periodic = _repeats(state.pbc, len(cell), cell.device)
+        # the same tensor as long as nothing changes, so that it need not be compared on the device
+        asked = (torch.as_tensor(state.pbc).flatten().tolist(), len(cell), cell.device)
+        if self._periodic is None or asked != self._asked:
+            self._periodic, self._asked = _repeats(*asked), asked
         found = self.batch_model.evaluate(
-            state.atomic_numbers, state.positions.detach(), state.system_idx, cell, periodic
+            state.atomic_numbers, state.positions.detach(), state.system_idx, cell, self._periodic
         )
         dtype, device = state.positions.dtype, state.positions.device
         out = {"energy": found.energy.to(device)}
@@ -194,11 +199,10 @@ class TorchSimIntegrator(TorchIntegrator):
         return self.motion(positions, self._state.momenta.cpu().numpy().copy())
 
 
-def _repeats(pbc: Any, n_structures: int, device: torch.device) -> Tensor:
+def _repeats(directions: list[bool], n_structures: int, device: torch.device) -> Tensor:
     """Return for each structure whether it repeats; a state has one answer for all its structures."""
-    directions = torch.as_tensor(pbc).flatten()
-    if bool(directions.any()) != bool(directions.all()):
+    if any(directions) != all(directions):
         raise UnsupportedInputError(
-            f"only some directions repeat ({directions.tolist()}); torch-sim runs need all or none"
+            f"only some directions repeat ({directions}); torch-sim runs need all or none"
         )
-    return torch.full((n_structures,), bool(directions.all()), device=device)
+    return torch.full((n_structures,), all(directions), device=device)
