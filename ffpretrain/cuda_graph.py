@@ -33,7 +33,8 @@ def record(function: Callable[[], _T], device: torch.device) -> Callable[[], _T]
             function()
     torch.cuda.current_stream(device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # a stream of this device: torch's own default for captures is of the device that came first
+    with torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
         result = function()
 
     def replay() -> _T:

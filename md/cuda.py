@@ -8,18 +8,17 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ffpretrain.cuda_graph import record
 from ffpretrain.errors import UnsupportedInputError, UserError
-from ffpretrain.md.batches import BatchEvaluation, BatchPath, refuse_bad_positions
 from ffpretrain.md.compiled import CompileWarning, compile_function
-from ffpretrain.md.paths import Array, DenseFunction, Evaluation, dense_fits, dense_function
+from ffpretrain.md.paths import Array, DenseFunction, Evaluation, dense_function
 from ffpretrain.potential import Potential
 
 #: pairs evaluated at once, for the sake of memory: eager, what is kept for the derivative of six layers of
-#: 128 channels takes some 100 kB a pair; compiled, a fraction of it
-PAIRS_EAGER, PAIRS_COMPILED = 200_000, 500_000
+#: 128 channels takes some 100 kB a pair; compiled, only tracing takes as much
+PAIRS_EAGER, PAIRS_COMPILED = 150_000, 250_000
 
 
 class Molecules(NamedTuple):
@@ -66,8 +65,7 @@ class MoleculeGraph:
         if not compiled or not self._prepare(potential, z, one, PAIRS_COMPILED, compiled=True):
             self.name = "dense cuda-graph"
             self._prepare(potential, z, one, PAIRS_EAGER, compiled=False)
-        on_device = self.device.type == "cuda"
-        with torch.cuda.device(self.device) if on_device else contextlib.nullcontext():
+        with _stream_kept(self.device):
             self._replay = record(self._packed, self.device)
 
     def _prepare(self, potential: Potential, z: Tensor, one: Tensor, pairs: int, compiled: bool) -> bool:
@@ -120,6 +118,13 @@ class MoleculeGraph:
     def __call__(self, pos: Tensor) -> Molecules:
         """Evaluate positions ``[M * n, 3]`` Å; later calls leave the result alone."""
         return self.unpack(self.run(pos).clone())
+
+
+def _stream_kept(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Make the device current, and its stream again afterwards: a recording that fails leaves another one."""
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    return torch.cuda.stream(torch.cuda.current_stream(device))
 
 
 def _with_shortest(
@@ -191,51 +196,3 @@ class GraphPath:
         energies: Array = found.energies.numpy()
         energy = float(energies.sum()) + self._shift
         return Evaluation(energy, energies, found.forces.numpy(), None, float(found.shortest))
-
-
-class GraphBatch(BatchPath):
-    """A batch of equal molecules, evaluated by one replay; one small tensor is read back.
-
-    Args:
-        graph: of all molecules, with flags.
-        model: as for the base class.
-        numbers: atomic numbers ``[N]``.
-        batch: structure of each atom ``[N]``.
-        periodic: for each structure ``[B]``; none does.
-    """
-
-    checks_positions = True
-
-    def __init__(
-        self, graph: MoleculeGraph, model: Potential, numbers: Tensor, batch: Tensor, periodic: Tensor
-    ) -> None:
-        super().__init__(model, numbers, batch, periodic)
-        self.graph, self.name, self._shift = graph, f"batch {graph.name}", model.shift
-
-    def __call__(self, pos: Tensor, cell: Tensor) -> BatchEvaluation:
-        """See :class:`~ffpretrain.md.batches.BatchPath`; refuses positions that are not finite, too."""
-        found = self.graph(pos)
-        energy = found.energies.view(self.graph.molecules, -1).sum(1) + self._shift
-        nearest, finite = found.flags.tolist()
-        if not (nearest > 0 and finite):
-            refuse_bad_positions(pos, self.batch)
-            self._refuse_coinciding(found.shortest)
-            self._refuse_non_finite(energy, found.forces)
-        return BatchEvaluation(energy, found.forces, None, found.shortest, nearest)
-
-
-def graph_batch(
-    model: nn.Module, numbers: Tensor, batch: Tensor, periodic: Tensor, positions: Tensor, compiled: bool
-) -> GraphBatch | None:
-    """Return the path of equal molecules in vacuum; None for others, or where it cannot be recorded."""
-    molecules = len(periodic)
-    n = len(numbers) // max(molecules, 1)
-    if not n or n * molecules != len(numbers) or bool(periodic.any()):
-        return None
-    if not isinstance(model, Potential) or not dense_fits(model, n, (False,), numbers.device, True):
-        return None
-    place = torch.arange(len(numbers), device=numbers.device) // n
-    if not torch.equal(batch, place) or not torch.equal(numbers, numbers[:n].repeat(molecules)):
-        return None
-    graph = record_molecules(model, numbers[:n], positions[:n], molecules, compiled, flags=True)
-    return None if graph is None else GraphBatch(graph, model, numbers, batch, periodic)

@@ -21,7 +21,8 @@ from ffpretrain.graphs import Graph, batch_graphs, build_graph
 from ffpretrain.md.agreement import Agreement, check_agreement
 from ffpretrain.md.batches import BatchEvaluation, BatchPath, OneOfBatch, refuse_bad_positions
 from ffpretrain.md.compiled import COMPILE_MIN_STEPS, CompileWarning, compile_dense
-from ffpretrain.md.cuda import GraphPath, graph_batch, record_molecules
+from ffpretrain.md.cuda import GraphPath, record_molecules
+from ffpretrain.md.cuda_batch import graph_batch
 from ffpretrain.md.native import NativeMany, NativePath, NativeUnavailable, StructurePairs
 from ffpretrain.md.native.batch import NativeBatch
 from ffpretrain.md.paths import (

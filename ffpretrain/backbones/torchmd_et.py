@@ -115,14 +115,32 @@ class TorchMDET(Backbone):
         safe = pairs.distance if pairs.other is None else pairs.distance + (1 - pairs.other)
         direction = pairs.vector / safe.unsqueeze(-1)
         x, vec = self.with_initial(self.embedding(z), initial)
-        x = self.neighbor_embedding(z, x, pairs, basis, weight)
+        first, *each = self._filters(basis)
+        x = self.neighbor_embedding(z, x, pairs, basis, weight, first)
         for i, layer in enumerate(self.layers):
-            x, vec = layer(x, vec, pairs, basis, weight, direction)
+            x, vec = layer(x, vec, pairs, basis, weight, direction, each[i])
             if self.vec_norms is not None:
                 x, vec = functional.layer_norm(x, x.shape[-1:]), self.vec_norms[i](vec)
         if self.out_norm_vec is not None:
             vec = self.out_norm_vec(vec)
         return Features(self.out_norm(x), vec)
+
+    def _filters(self, basis: Tensor) -> list[Tensor | None]:
+        """Return the filters ``[P, kF]`` of the neighbour embedding and of each layer, made by one product.
+
+        Nothing for each where that does not pay: they then make their own, when they need them.
+        """
+        maps = [self.neighbor_embedding.filter]
+        maps += [cast("EquivariantAttention", layer).filters for layer in self.layers]
+        if not _together(basis, maps[0].weight):
+            return [None] * len(maps)
+        weight, bias = torch.cat([m.weight for m in maps]), torch.cat([m.bias for m in maps])
+        return list(functional.linear(basis, weight, bias).split([m.out_features for m in maps], dim=-1))
+
+
+def _together(basis: Tensor, weight: Tensor) -> bool:
+    """Return whether fewer, larger products pay: on a GPU, for forces (which keep all filters anyway)."""
+    return basis.is_cuda and basis.requires_grad and not weight.requires_grad
 
 
 class NeighborEmbedding(nn.Module):
@@ -134,11 +152,14 @@ class NeighborEmbedding(nn.Module):
         self.filter = _linear(rbf, hidden)
         self.combine = _linear(2 * hidden, hidden)
 
-    def forward(self, z: Tensor, x: Tensor, pairs: Pairs, basis: Tensor, weight: Tensor) -> Tensor:
+    def forward(
+        self, z: Tensor, x: Tensor, pairs: Pairs, basis: Tensor, weight: Tensor, filters: Tensor | None = None
+    ) -> Tensor:
         """Combine ``x [N, F]`` with the filtered sum over neighbours; an atom is not its own here."""
         if pairs.other is not None:
             weight = weight * pairs.other.unsqueeze(-1)
-        message = self.filter(basis) * weight * pairs.neighbor(self.embedding(z))
+        filters = self.filter(basis) if filters is None else filters
+        message = filters * weight * pairs.neighbor(self.embedding(z))
         return self.combine(torch.cat([x, pairs.sum(message)], dim=-1))
 
 
@@ -173,7 +194,14 @@ class EquivariantAttention(nn.Module):
         self.vector_out = _stacked(f, f, [2], published=[3])
 
     def forward(
-        self, x: Tensor, vec: Tensor | None, pairs: Pairs, basis: Tensor, weight: Tensor, direction: Tensor
+        self,
+        x: Tensor,
+        vec: Tensor | None,
+        pairs: Pairs,
+        basis: Tensor,
+        weight: Tensor,
+        direction: Tensor,
+        filters: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return updated ``x [N, F]`` and ``vec [N, 3, F]``.
 
@@ -184,30 +212,35 @@ class EquivariantAttention(nn.Module):
             basis: radial functions ``[P, K]``.
             weight: cutoff function ``[P, 1]``.
             direction: unit vectors from centre to neighbour ``[P, 3]``, zero for self-pairs.
+            filters: ``[P, kF]``, what ``self.filters`` makes of the basis; None lets it do so.
         """
         f = self.hidden
         normed = self.norm(x)
-        mixed, filters = self.mix(normed), self.filters(basis)
+        mixed = self.mix(normed)
+        filters = self.filters(basis) if filters is None else filters
         if vec is not None and self.vector_value is not None and self.vector_filters is not None:
             mixed = torch.cat([mixed, self.vector_value(normed)], dim=-1)
             filters = torch.cat([filters, self.vector_filters(basis)], dim=-1)
-        filters = functional.silu(filters)
-        query, key = pairs.center(mixed[..., :f]), pairs.neighbor(mixed[..., f : 2 * f])
-        attention = self._per_head_sum(query * key * filters[..., :f])
-        value = pairs.neighbor(mixed[..., 2 * f :]) * filters[..., f:]
+        # split, not slices: the derivative of all parts is then one concatenation
+        values = mixed.shape[-1] - 2 * f
+        filter_k, filter_v = functional.silu(filters).split([f, values], dim=-1)
+        query, key, value = mixed.split([f, f, values], dim=-1)
+        attention = self._per_head_sum(pairs.center(query) * pairs.neighbor(key) * filter_k)
+        value = pairs.neighbor(value) * filter_v
         if self.vector_cutoff:
             value = value * weight
         else:
             # only the attention is cut off: pairs that a list keeps beyond the cutoff must not send vectors
             attention, value = attention * weight, value * (weight > 0).to(value.dtype)
-        total = pairs.sum(value[..., :f] * attention)
+        value_x, value_d, *value_v = value.split(f, dim=-1)
+        total = pairs.sum(value_x * attention)
         new_x = self.out(total)
-        value_d = value[..., f : 2 * f].unsqueeze(-2)
+        value_d = value_d.unsqueeze(-2)
         if vec is None or self.vec_proj is None:
             return x + new_x, pairs.sum(value_d * direction.unsqueeze(-1))
         if self.vector_out is not None:
             new_x = torch.cat([self.vector_out(total), new_x], dim=-1)
-        message = value_d * direction.unsqueeze(-1) + value[..., 2 * f :].unsqueeze(-2) * pairs.neighbor(vec)
+        message = value_d * direction.unsqueeze(-1) + value_v[0].unsqueeze(-2) * pairs.neighbor(vec)
         vec1, vec2, vec3 = self.vec_proj(vec).split(f, dim=-1)
         o1, o2, o3 = new_x.split(f, dim=-1)
         dx = (vec1 * vec2).sum(-2) * o2 + o3

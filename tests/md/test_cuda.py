@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -14,12 +15,13 @@ from ase.md.verlet import VelocityVerlet
 from torch import Tensor
 
 from ffpretrain import FFCalculator
+from ffpretrain.backbones import torchmd_et
 from ffpretrain.errors import NonFiniteError, UnsupportedInputError
 from ffpretrain.md import batches, compiled, cuda
 from ffpretrain.md.agreement import AgreementError
 from ffpretrain.md.compiled import CompileWarning
 from ffpretrain.md.cuda import MoleculeGraph
-from ffpretrain.md.paths import Evaluation
+from ffpretrain.md.paths import Evaluation, dense_function
 from ffpretrain.md.replicas import Replicas
 from ffpretrain.md.runtime import Runtime
 from ffpretrain.md.torchmd import External
@@ -228,7 +230,7 @@ def test_an_engines_batch_names_what_is_wrong(build_potential: Build, ethanol: A
     bad[2, 4] = bad[2, 5]
     with pytest.raises(UnsupportedInputError, match="structure 2: two atoms are at the same place"):
         force.calculate(bad, box)
-    torch.testing.assert_close(force.calculate(good, box), want, rtol=0, atol=0)
+    torch.testing.assert_close(force.calculate(good, box), want, rtol=0, atol=1e-11)
     with torch.no_grad():
         force.model.runtime.model.backbone.embedding.weight.fill_(torch.nan)  # type: ignore[union-attr]
     with pytest.raises(NonFiniteError, match="structure 0: the force on atom 0 is not finite"):
@@ -331,6 +333,24 @@ def test_dynamics_are_those_of_the_eager_path(
     np.testing.assert_allclose(fast.positions, slow.positions, rtol=0, atol=1e-8)
 
 
+@pytest.mark.parametrize("layers", [1, 3])
+def test_filters_made_together_are_those_made_one_by_one(
+    layers: int, build_potential: Build, ethanol: Atoms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    potential = build_potential(layers=layers).double().requires_grad_(False)
+    z, pos = torch.tensor(ethanol.numbers), torch.tensor(ethanol.positions)
+    apart = dense_function(potential, z)(pos)
+    seen: list[int] = []
+
+    def together(basis: Tensor, weight: Tensor) -> bool:
+        seen.append(basis.shape[-1])
+        return True
+
+    monkeypatch.setattr(torchmd_et, "_together", together)
+    torch.testing.assert_close(dense_function(potential, z)(pos), apart, rtol=0, atol=1e-13)
+    assert seen == [8]
+
+
 @needs_gpu
 @pytest.mark.parametrize("name", ["torchmd-et", "painn"])
 def test_compiled_kernels_are_recorded(name: str, build_potential: Build, ethanol: Atoms) -> None:
@@ -341,7 +361,7 @@ def test_compiled_kernels_are_recorded(name: str, build_potential: Build, ethano
         np.testing.assert_allclose(
             found.forces, plain(potential, ethanol, positions).forces, rtol=0, atol=1e-5
         )
-    assert runtime.backend == "dense compiled cuda-graph float32 cuda:0"
+    assert runtime.backend == "dense compiled cuda-graph float32 cuda"
 
 
 @needs_gpu
@@ -350,11 +370,20 @@ def test_a_step_waits_for_the_device_once(potential: Potential, ethanol: Atoms) 
     force.calculate(displaced(ethanol, 3), box)
     force.calculate(displaced(ethanol, 3), box)
     positions = displaced(ethanol, 3, 0.05)
-    from torch.profiler import ProfilerActivity, profile
+    try:
+        torch.cuda.set_sync_debug_mode("warn")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            force.calculate(positions, box)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    waits = [str(w.message) for w in caught if "synchroniz" in str(w.message)]
+    assert len(waits) == 1, waits
 
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-        force.calculate(positions, box)
-    waits = [e for e in profiler.events() if e.name in ("cudaStreamSynchronize", "aten::_local_scalar_dense")]
-    launches = [e for e in profiler.events() if e.name == "cudaGraphLaunch"]
-    assert len(launches) == 1 and len(waits) <= 2, [e.name for e in waits]
-    assert not torch.backends.cuda.matmul.allow_tf32
+
+@needs_gpu
+def test_tf32_stays_off(potential: Potential, ethanol: Atoms) -> None:
+    before = torch.backends.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision()
+    Runtime(potential, "cuda", "float32", True).evaluate(ethanol.numbers, ethanol.positions)
+    assert before == (torch.backends.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision())
+    assert not before[0]
