@@ -38,10 +38,7 @@ class GatedBlock(nn.Module):
 
     def forward(self, x: Tensor, vec: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Map scalars ``[N, F]`` and vectors ``[N, 3, F]`` to what the constructor asked for."""
-        # the constant keeps derivatives finite where vectors vanish (no neighbours, or symmetry); its root
-        # lies above what rounding leaves of a vector that should be zero, which would else point anywhere
-        smooth = 1e-24 if vec.dtype == torch.float64 else 1e-12
-        norm = (self.norm_proj(vec).square().sum(-2) + smooth).sqrt()
+        norm = _smooth_norm(self.norm_proj(vec))
         out = self.out(functional.silu(self.hidden(torch.cat([x, norm], dim=-1))))
         scalars = out[..., : self.n_out] if self.scalars else None
         if scalars is not None and self.activate:
@@ -49,6 +46,19 @@ class GatedBlock(nn.Module):
         if self.vec_proj is None:
             return scalars, None
         return scalars, out[..., -self.n_out :].unsqueeze(-2) * self.vec_proj(vec)
+
+
+def _smooth_norm(vec: Tensor) -> Tensor:
+    """Return the lengths of vectors ``[N, 3, F]``: ``s / (s^2 + q^2)^(1/4)`` of their squares s.
+
+    Where vectors vanish (no neighbours, or symmetry) a length has no derivative, and what rounding leaves of
+    a vector that should be zero points anywhere. The root of q lies above that. A length of zero is zero, and
+    one of 0.001 is exact to rounding.
+    """
+    q = 1e-16 if vec.dtype == torch.float64 else 1e-12
+    # in units of q, so that higher derivatives stay in the range of float32
+    square = vec.square().sum(-2) / q
+    return square * (square.square() + 1).sqrt().rsqrt() * q**0.5
 
 
 class EnergyHead(nn.Module):

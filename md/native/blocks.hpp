@@ -51,7 +51,7 @@ template <class T> struct Gated {
   Linear<T> norm_proj, vec_proj, hidden, last;
   int64_t in = 0, out = 0;
   bool vectors = false;
-  std::vector<T> projected, joined, hidden_raw, hidden_slope, raw, slope, moved, scratch, scratch_vec;
+  std::vector<T> projected, norm_slope, joined, hidden_raw, hidden_slope, raw, slope, moved, scratch, scratch_vec;
 
   void read(const T*& source, int64_t n_in, int64_t n_out, bool with_vectors) {
     in = n_in, out = n_out, vectors = with_vectors;
@@ -62,7 +62,7 @@ template <class T> struct Gated {
   }
   void apply(int64_t n, const T* x, const T* vec, T* y, T* y_vec, T smooth) {
     const int64_t rows = last.forward.columns();
-    projected.resize(n * 3 * in), joined.resize(n * 2 * in), hidden_raw.resize(n * in);
+    projected.resize(n * 3 * in), norm_slope.resize(n * in), joined.resize(n * 2 * in), hidden_raw.resize(n * in);
     hidden_slope.resize(n * in), raw.resize(n * rows), slope.resize(n * out), moved.resize(n * 3 * out);
     norm_proj.apply(3 * n, vec, projected.data());
     for (int64_t i = 0; i < n; ++i)
@@ -73,7 +73,13 @@ template <class T> struct Gated {
           square += v * v;
         }
         store<T>(&joined[2 * i * in + j], load(x + i * in + j));
-        for (int l = 0; l < width<T>; ++l) joined[(2 * i + 1) * in + j + l] = std::sqrt(square[l] + smooth);
+        for (int l = 0; l < width<T>; ++l) {
+          // a length that is smooth at zero, as the heads of the eager path have it, and its derivative with
+          // respect to a component over that component; u is the squared length in units of `smooth`
+          const T u = square[l] / smooth, t = u * u + 1, root = std::sqrt(smooth) / std::sqrt(std::sqrt(t));
+          joined[(2 * i + 1) * in + j + l] = u * root;
+          norm_slope[i * in + j + l] = (u * u + 2) / (t * smooth) * root;
+        }
       }
     hidden.apply(n, joined.data(), hidden_raw.data());
     silu<T>(hidden_raw.data(), hidden_raw.data(), hidden_slope.data(), n * in);
@@ -117,7 +123,7 @@ template <class T> struct Gated {
     for (int64_t i = 0; i < n; ++i)
       for (int64_t j = 0; j < in; j += width<T>) {
         store<T>(dx + i * in + j, load(&djoined[2 * i * in + j]));
-        const V<T> g = load(&djoined[(2 * i + 1) * in + j]) / load(&joined[(2 * i + 1) * in + j]);
+        const V<T> g = load(&djoined[(2 * i + 1) * in + j]) * load(&norm_slope[i * in + j]);
         for (int c = 0; c < 3; ++c) {
           T* v = &projected[(3 * i + c) * in + j];
           store<T>(v, load(v) * g);
@@ -131,7 +137,7 @@ template <class T> struct Gated {
 // Two gated blocks: from features to atomic energies.
 template <class T> struct EnergyHead {
   Gated<T> first, second;
-  static constexpr T smooth = sizeof(T) == 8 ? T(1e-24) : T(1e-12);
+  static constexpr T smooth = sizeof(T) == 8 ? T(1e-16) : T(1e-12);
 
   void read(const T*& source, int64_t f) {
     first.read(source, f, f / 2, true);

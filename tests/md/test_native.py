@@ -242,8 +242,9 @@ def test_engine_batches_are_native_and_equal_to_eager_ones() -> None:
         runtime = Runtime(potential(), "cpu", "float64", compile)
         found.append(runtime.evaluate_tensors(numbers, positions, batch, cell, periodic))
         assert ("native" in runtime.backend) == (compile == "auto")
-    for one, other in zip(*found, strict=True):
-        assert torch.allclose(one, other, atol=1e-9)
+    for name in ("energy", "forces", "stress", "shortest"):
+        one, other = (getattr(evaluation, name) for evaluation in found)
+        assert torch.allclose(one, other, atol=1e-9), name
 
 
 def test_replicas_are_native_and_equal_to_eager_ones() -> None:
