@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -111,17 +112,17 @@ def evaluate(
     Raises:
         UserError: of the model: an unknown element, atoms on top of each other.
     """
-    structures = geometries.structures()
     shape, n = geometries.shape, len(geometries.atoms)
+    count = int(np.prod(shape))
     key = _key(geometries, model)
-    energies, forces = _load(state, key, len(structures), n)
+    energies, forces = _load(state, key, count, n)
     has_forces = forces is not None
     # the first structure passes the runtime's gate; the corner of a plane may be far too strained for that
     model.compute([geometries.atoms])
     start = int(np.isfinite(energies).sum())
     saved = time.monotonic()
-    for first in range(start, len(structures), _CHUNK):
-        some_energies, some_forces = model.compute(structures[first : first + _CHUNK])
+    for first in range(start, count, _CHUNK):
+        some_energies, some_forces = model.compute(geometries.structures(first, first + _CHUNK))
         energies[first : first + len(some_energies)] = some_energies
         has_forces = has_forces and some_forces is not None
         if some_forces is not None and forces is not None:
@@ -153,7 +154,7 @@ def _load(state: Path | None, key: str, count: int, n: int) -> tuple[Array, Arra
             if str(content["key"]) != key:
                 return empty
             return content["energies"], content["forces"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise DataError(f"{state}: cannot be read ({error}); remove it to start anew") from None
 
 
