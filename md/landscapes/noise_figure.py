@@ -23,7 +23,8 @@ _LABEL = "standard deviation of the learned noise (Å)"
 def draw_noise(atoms: Atoms, sigma: Array) -> Figure:
     """Return a picture of a molecule whose atoms have the colour of their noise.
 
-    It is seen along the direction in which it is thinnest, tilted where atoms would hide others; atoms are numbered from 0, nearer ones on top.
+    It is seen along the direction in which it is thinnest, tilted where atoms would hide others; atoms are
+    numbered from 0, nearer ones on top.
 
     Args:
         atoms: the structure.
