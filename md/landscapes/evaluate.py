@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from torch import nn
 
-from ffpretrain.errors import ConfigError, DataError
+from ffpretrain.errors import ConfigError, DataError, UnsupportedInputError
 from ffpretrain.md.calculator import FFCalculator
 from ffpretrain.md.landscapes.surface import Array, Geometries, Landscape, write_bytes
 from ffpretrain.md.runtime import Runtime
@@ -80,6 +80,8 @@ def _of_runtime(calculator: FFCalculator) -> Evaluator:
 
 
 def _of_calculator(calculator: BaseCalculator) -> Evaluator:
+    from ffpretrain.datasets.sampling import EngineFailure, engine_errors
+
     name = str(getattr(calculator, "name", "") or type(calculator).__name__)
 
     def compute(structures: Sequence[Atoms]) -> Values:
@@ -87,8 +89,14 @@ def _of_calculator(calculator: BaseCalculator) -> Evaluator:
         for structure in structures:
             copy = structure.copy()
             copy.calc = calculator
-            energies.append(float(copy.get_potential_energy()))
-            forces.append(np.array(copy.get_forces()))
+            try:
+                with engine_errors():
+                    energies.append(float(copy.get_potential_energy()))
+                    forces.append(np.array(copy.get_forces()))
+            except EngineFailure as error:
+                raise UnsupportedInputError(
+                    f"{name} fails on a structure of the landscape: {error}"
+                ) from error
         return energies, forces
 
     return Evaluator(name, f"{name} {getattr(calculator, 'parameters', '')}", compute)

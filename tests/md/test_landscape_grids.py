@@ -168,10 +168,8 @@ def test_frames_lie_where_they_were_made(ethanol: Atoms) -> None:
 def test_the_error_on_frames_is_that_of_their_energies(ethanol: Atoms, springs, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     frames = random_plane(ethanol, 3, 0.05).structures()
     path = labelled(frames, springs(ethanol, 5.0), tmp_path / "f.extxyz", shift=-7.0)
-    data = open_dataset(path)
-    (found,) = landscape(
-        springs(ethanol, 4.0), ethanol, points=5, extent=0.05, labels=data, out=tmp_path / "o"
-    )
+    data, out = open_dataset(path), tmp_path / "o"
+    (found,) = landscape(springs(ethanol, 4.0), ethanol, points=5, extent=0.05, labels=data, out=out)
     truth = np.array([frame.energy for frame in data])
     above = truth - truth.min()
     assert found.labels is not None
