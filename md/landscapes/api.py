@@ -123,9 +123,10 @@ def landscape(
         own = None if labels is None else label_frames(labels, geometries, by)
         rough = roughness(one)
         fit = fits[i] if fits else {}
-        result.append(replace(one, references=compared, roughness=rough, labels=own, fit=fit))
+        cost = _response(geometries, by)
+        result.append(replace(one, references=compared, roughness=rough, labels=own, fit=fit, response=cost))
     if folder is not None:
-        write(result, folder, unit, path, _response(geometries, models[0]))
+        write(result, folder, unit, path)
     return result
 
 
@@ -141,7 +142,6 @@ def write(
     folder: Path,
     unit: str = "kcal/mol",
     path: Array | None = None,
-    response: Array | None = None,
 ) -> None:
     """Write figures, page and numbers of landscapes on one grid.
 
@@ -150,7 +150,6 @@ def write(
         folder: is there.
         unit: of energies, ``eV`` or ``kcal/mol``.
         path: points ``[T, 2]`` in the plane, drawn on the map.
-        response: eV ``[N]``, what displacing each atom alone costs, beside the noise of each.
 
     Raises:
         DataError: the folder cannot be written.
@@ -159,12 +158,11 @@ def write(
     geometries = landscapes[0].geometries
     if geometries.noise is not None:
         _save_figure(draw_noise(geometries.atoms, geometries.noise), folder, "noise", ("png", "svg"))
-    page = landscape_page(landscapes, unit, path, response)
+    page = landscape_page(landscapes, unit, path)
     write_bytes(folder / "landscape.html", page.encode())
     for i, one in enumerate(landscapes):
         one.write_npz(folder / ("landscape.npz" if len(landscapes) == 1 else f"landscape-{i}.npz"))
-    numbers = summary(landscapes, response)
-    write_bytes(folder / "landscape.json", (json.dumps(numbers, indent=1) + "\n").encode())
+    write_bytes(folder / "landscape.json", (json.dumps(summary(landscapes), indent=1) + "\n").encode())
 
 
 def _save_figure(figure: Figure, folder: Path, name: str, formats: Sequence[str]) -> None:
@@ -174,15 +172,13 @@ def _save_figure(figure: Figure, folder: Path, name: str, formats: Sequence[str]
         write_bytes(folder / f"{name}.{format}", buffer.getvalue())
 
 
-def summary(landscapes: Sequence[Landscape], response: Array | None = None) -> dict[str, Any]:
-    """Return the numbers of landscapes as JSON types, with units; ``response`` as in :func:`write`."""
+def summary(landscapes: Sequence[Landscape]) -> dict[str, Any]:
+    """Return the numbers of landscapes as JSON types, with units."""
     first = landscapes[0]
     noise = first.geometries.noise
     extra: dict[str, Any] = {}
     if noise is not None:
         extra["noise"] = {"elements": list(first.geometries.atoms.symbols), "sigma": noise.tolist()}
-        if response is not None:
-            extra["noise"]["energy_response"] = response.tolist()
     return {
         **extra,
         "schema": "ffpretrain-landscape",
@@ -201,6 +197,7 @@ def summary(landscapes: Sequence[Landscape], response: Array | None = None) -> d
                 "roughness": one.roughness,
                 "rms_difference_to": one.errors(),
                 "fitted_head": one.fit,
+                "energy_response": None if one.response is None else one.response.tolist(),
             }
             for one in landscapes
         ],

@@ -31,16 +31,13 @@ _FIT_ROWS = {
 }
 
 
-def landscape_page(
-    landscapes: Sequence[Landscape], unit: str, path: Array | None = None, response: Array | None = None
-) -> str:
+def landscape_page(landscapes: Sequence[Landscape], unit: str, path: Array | None = None) -> str:
     """Return the page: surfaces to turn, values and the molecule under the pointer, roughness numbers.
 
     Args:
         landscapes: on the same grid, one for each model; all are drawn on one scale.
         unit: of energies, a key of :data:`UNITS`.
         path: points ``[T, 2]`` in the plane, drawn on the surfaces.
-        response: eV ``[N]``, what displacing each atom alone costs.
     """
     first = landscapes[0]
     page = Page(f"Energy landscape of {first.geometries.atoms.get_chemical_formula()}", first.geometries.note)
@@ -48,7 +45,7 @@ def landscape_page(
     for landscape in landscapes:
         page.add(landscape.label, _viewer(viewer_data(landscape, unit, path, top), landscape, unit))
     if first.geometries.noise is not None:
-        page.add("Noise of each atom", *noise_section(first, unit, response))
+        page.add("Noise of each atom", *noise_section(landscapes, unit))
     page.add("Numbers", numbers_table(landscapes, unit))
     script = files("ffpretrain.md.landscapes").joinpath("viewer.js").read_text(encoding="utf-8")
     page.use("viewer", script)
@@ -70,9 +67,9 @@ def numbers_table(landscapes: Sequence[Landscape], unit: str) -> str:
     return table(["", *[one.label for one in landscapes]], rows)
 
 
-def noise_section(landscape: Landscape, unit: str, response: Array | None) -> list[str]:
+def noise_section(landscapes: Sequence[Landscape], unit: str) -> list[str]:
     """Return the picture of the noise of each atom, and a table beside what displacing each atom costs."""
-    g = landscape.geometries
+    g = landscapes[0].geometries
     if g.noise is None:
         return []
     head = ["atom", "element", "noise (Å)"]
@@ -81,11 +78,10 @@ def noise_section(landscape: Landscape, unit: str, response: Array | None) -> li
         list(g.atoms.symbols),
         [float(value) for value in g.noise],
     ]
-    if response is not None:
-        head.append(
-            f"rise of {landscape.label} when it alone is displaced by {g.noise.mean():.3f} Å ({unit})"
-        )
-        columns.append([float(value) / UNITS[unit] for value in response])
+    for one in landscapes:
+        if one.response is not None:
+            head.append(f"{one.label}, this atom alone {g.noise.mean():.3f} Å away ({unit})")
+            columns.append([float(value) / UNITS[unit] for value in one.response])
     caption = "Atoms by the standard deviation of their learned noise, numbered from 0"
     rows = [list(row) for row in zip(*columns, strict=True)]
     return [drawing(draw_noise(g.atoms, g.noise), caption), table(head, rows)]

@@ -112,6 +112,7 @@ class Landscape:
         roughness: see :mod:`ffpretrain.md.landscapes.roughness`.
         labels: labelled frames on the same axes.
         fit: errors in eV of an energy head that was fitted for this landscape, by name.
+        response: what displacing each atom alone costs, eV ``[N]``, where the noise of each atom is known.
     """
 
     geometries: Geometries
@@ -122,6 +123,7 @@ class Landscape:
     roughness: dict[str, float] = field(default_factory=dict)
     labels: Labels | None = None
     fit: dict[str, float] = field(default_factory=dict)
+    response: Array | None = None
 
     @property
     def axes(self) -> tuple[Axis, ...]:
