@@ -46,7 +46,8 @@ def landscape_page(landscapes: Sequence[Landscape], unit: str, path: Array | Non
         page.add(landscape.label, _viewer(viewer_data(landscape, unit, path, top), landscape, unit))
     if first.geometries.noise is not None:
         page.add("Noise of each atom", *noise_section(landscapes, unit))
-    page.add("Numbers", numbers_table(landscapes, unit))
+    if any(one.roughness or one.errors() for one in landscapes):
+        page.add("Numbers", numbers_table(landscapes, unit))
     script = files("ffpretrain.md.landscapes").joinpath("viewer.js").read_text(encoding="utf-8")
     page.use("viewer", script)
     return page.html()

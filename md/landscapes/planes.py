@@ -114,7 +114,8 @@ def plane_through(structures: Sequence[Atoms], points: int = 41, margin: float =
         Axis(f"direction {i + 1}", "Å RMS", np.linspace(low[i] - reach, high[i] + reach, points) / scale)
         for i in range(2)
     )
-    return make_plane(structures[0], axes, np.array([d1, d2]) * scale, "conformations", "plane through three")
+    note = "plane through three conformations, the first at zero"
+    return make_plane(structures[0], axes, np.array([d1, d2]) * scale, "conformations", note)
 
 
 def principal_plane(
@@ -150,7 +151,9 @@ def principal_plane(
         Axis(f"component {i + 1}", "Å RMS", np.linspace(low[i] - reach, high[i] + reach, points))
         for i in range(2)
     )
-    grid = make_plane(mean, axes, vt[:2].reshape(2, -1, 3) * scale, "principal components", "of a trajectory")
+    share = np.square(path).sum() * len(mean) / max(float(np.square(off).sum()), 1e-300)
+    note = f"first two principal components of {len(frames)} frames, {share:.0%} of their motion"
+    grid = make_plane(mean, axes, vt[:2].reshape(2, -1, 3) * scale, "principal components", note)
     return grid, path
 
 
