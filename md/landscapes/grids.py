@@ -13,7 +13,13 @@ import numpy as np
 from ffpretrain.errors import ConfigError, DataError, UnsupportedInputError
 from ffpretrain.md.landscapes.bands import minimum_energy_path
 from ffpretrain.md.landscapes.learned import learned_plane
-from ffpretrain.md.landscapes.planes import modes_plane, plane_through, principal_plane, random_plane
+from ffpretrain.md.landscapes.planes import (
+    modes_plane,
+    plane_through,
+    principal_plane,
+    random_plane,
+    superimposed,
+)
 from ffpretrain.md.landscapes.scans import Coordinate, parse_coordinate, relaxed_scan, rigid_scan
 from ffpretrain.md.landscapes.surface import Array, Geometries
 
@@ -27,6 +33,8 @@ _ALONG = (
     "give 'modes K [K]', 'conformations FILE' (three in it), 'trajectory FILE' or 'band FILE' (another "
     "minimum)"
 )
+#: Å RMS below which two relaxed structures are one minimum
+_SAME = 0.05
 #: images of a band, its ends included
 _IMAGES = 11
 #: eV/Å, and steps, of relaxations before modes and bands
@@ -200,5 +208,10 @@ def _band(start: Atoms, end: Atoms, calculator: Calculator) -> Geometries:
     if start.numbers.tolist() != end.numbers.tolist():
         raise ConfigError("the two ends must hold the same elements in the same order")
     ends = [relax(one, calculator) for one in (start, end)]
+    apart = float(np.sqrt(np.square(superimposed(ends[1], ends[0]) - ends[0].positions).sum(1).mean()))
+    if apart < _SAME:
+        raise UnsupportedInputError(
+            f"both ends relax to one minimum ({apart:.4f} Å RMS apart); give one that lies in another"
+        )
     grid, _ = minimum_energy_path(ends[0], ends[1], calculator, images=_IMAGES)
     return grid

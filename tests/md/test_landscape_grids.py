@@ -83,6 +83,9 @@ def test_a_band_starts_and_ends_at_minima(springs, tmp_path: Path) -> None:  # t
     (found,) = landscape(calculator, geometries=grid)
     assert found.energies[[0, -1]] == pytest.approx([0, 0], abs=1e-3)
     assert found.energies.argmax() == 5
+    ase.io.write(tmp_path / "same.xyz", rattled(start, 2, 0.03)[1])
+    with pytest.raises(UnsupportedInputError, match="relax to one minimum"):
+        along(f"band {tmp_path / 'same.xyz'}", start, lambda: calculator)
     ends = [relax(one, calculator) for one in (start, end)]
     wanted, _ = minimum_energy_path(ends[0], ends[1], calculator, images=11)
     (again,) = landscape(calculator, geometries=wanted)
