@@ -72,7 +72,9 @@ def _of_runtime(calculator: FFCalculator) -> Evaluator:
         found = runtime.evaluate_batch(structures)
         energies = [one.energy for one in found if one.energy is not None]
         if len(energies) != len(found):
-            raise ConfigError("the model has no energy, so it has no landscape; train one with energies")
+            raise ConfigError(
+                "the model has no energy, so it has no landscape; fit a head to it (fit_head=, --fit-head)"
+            )
         forces = [one.forces for one in found if one.forces is not None]
         return energies, forces if len(forces) == len(found) else None
 
