@@ -47,8 +47,9 @@ def open_engine(name: str, *, charge: int = 0, spin: int = 1, **options: Any) ->
     """Return an engine by name.
 
     Args:
-        name: ``gfn2`` or ``gfn1`` (GFN2-xTB, GFN1-xTB by tblite), ``emt``, ``lj``, any other name that ASE
-            knows (``orca``, ``psi4``, …), or ``module:Class`` of an ASE calculator.
+        name: ``gfn2`` or ``gfn1`` (GFN2-xTB, GFN1-xTB by tblite), ``emt``, ``lj``, ``mmff`` (MMFF94 by
+            RDKit), any other name that ASE knows (``orca``, ``psi4``, …), or ``module:Class`` of an ASE
+            calculator.
         charge: total charge in e.
         spin: multiplicity 2S + 1.
         **options: handed to the calculator.
@@ -75,6 +76,11 @@ def open_engine(name: str, *, charge: int = 0, spin: int = 1, **options: Any) ->
         options=dict(options),
         package=_version_of(kind.__module__),
     )
+
+
+def built_in_engines() -> list[str]:
+    """Return the names of the engines that need nothing but the name."""
+    return sorted(_ENGINES)
 
 
 def create_engine(name: str, **options: Any) -> BaseCalculator:
@@ -151,11 +157,23 @@ def _lennard_jones(charge: int, spin: int, options: Mapping[str, Any]) -> Engine
     return Engine("lj", calculator, level, "separated atoms", dict(options), _version_of("ase"))
 
 
+def _mmff(charge: int, spin: int, options: Mapping[str, Any]) -> Engine:
+    from ffpretrain.datasets.mmff import MMFF
+
+    if spin != 1:
+        raise ConfigError(f"engine 'mmff' knows closed shells only, not spin {spin}")
+    _refuse_unknown("mmff", options, MMFF)
+    calculator = _make("mmff", MMFF, {"charge": charge, **options})
+    zero = "MMFF94: strain and charges, not energies of atoms"
+    return Engine("mmff", calculator, _describe("MMFF94", options), zero, dict(options), _version_of("rdkit"))
+
+
 _ENGINES: dict[str, Callable[[int, int, Mapping[str, Any]], Engine]] = {
     "gfn2": _gfn("GFN2-xTB"),
     "gfn1": _gfn("GFN1-xTB"),
     "emt": _emt,
     "lj": _lennard_jones,
+    "mmff": _mmff,
 }
 
 

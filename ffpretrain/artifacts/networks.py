@@ -29,6 +29,7 @@ _PROPERTY = "property"
 #: what objectives learn without labels, by the name of its head
 _LEARNED = {
     "vector": "ffpretrain.objectives.fields:DenoisingField",
+    "vector+noise": "ffpretrain.objectives.noise_generator:FieldWithNoise",
     "pooled-energy": "ffpretrain.objectives.emgp:PooledPotential",
     "distance-score": "ffpretrain.objectives.se3_ddm:DistanceField",
 }
@@ -95,7 +96,7 @@ def rebuild(card: ModelCard, where: str) -> Model:
             model = _rebuild(card, backbone)
     except UserError as error:
         raise ArtifactError(f"{where}: its network cannot be built: {printable(str(error))}") from error
-    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+    except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:
         raise ArtifactError(
             f"{where}: its card describes no network ({printable(str(error))}); the file is damaged"
         ) from error
@@ -115,8 +116,7 @@ def _rebuild(card: ModelCard, backbone: Backbone) -> Model:
         cls = _learned_class(card.head.name)
         network = Model(backbone, nn.Identity(), known_elements(card.elements, backbone))
         factor = card.energy_scale if card.force_scale is None else card.force_scale
-        head = cls.head_class(backbone.n_features, **card.head.options)
-        return cls(network, head, factor, card)
+        return cls.from_options(network, factor, dict(card.head.options), card)
     if card.head.name == _PROPERTY:
         return _rebuild_property(card, backbone)
     direct = card.head.name == _DIRECT
@@ -163,7 +163,7 @@ def _describe_learned(model: Learned) -> dict[str, Any]:
     factor = model.factor.item()
     return {
         "kind": "potential" if model.conservative else "field",
-        "head": {"name": model.head_name, "options": {}},
+        "head": {"name": model.head_name, "options": _as_json(model.head_options(), "the head's options")},
         "energy_scale": factor if model.conservative else 1.0,
         "energy_shift": 0.0,
         "force_scale": None if model.conservative else factor,

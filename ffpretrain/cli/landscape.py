@@ -4,63 +4,158 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+if TYPE_CHECKING:
+    from ffpretrain.md.landscapes import Landscape
+
 
 def landscape(
-    models: Annotated[list[str], typer.Argument(help="named models or model files, on the same grid")],
-    out: Annotated[Path, typer.Option(help="folder for PNG, SVG, PDF, HTML and npz")],
-    structure: Annotated[
-        Path | None, typer.Option(help="structure file; else the model's reference geometry")
+    out: Annotated[Path, typer.Option(help="folder for PNG, SVG, PDF, HTML, npz")],
+    models: Annotated[
+        list[str] | None, typer.Argument(help="named models, files or engines (gfn2, mmff), on one grid")
     ] = None,
+    structure: Annotated[Path | None, typer.Option(help="file; else the model's own geometry")] = None,
     scan: Annotated[
-        list[str] | None,
-        typer.Option(help="coordinate, such as 'dihedral 0 1 2 3 -180 180 37'; twice for a map"),
+        list[str] | None, typer.Option(help="'dihedral 0 1 2 3 -180 180 37'; twice for a map")
     ] = None,
     relaxed: Annotated[bool, typer.Option("--relaxed", help="relax all but the scanned coordinates")] = False,
-    points: Annotated[int, typer.Option(help="of a random plane, along each axis")] = 41,
-    extent: Annotated[float, typer.Option(help="of a random plane, Å RMS displacement of an atom")] = 0.15,
-    seed: Annotated[int, typer.Option(min=0, help="of the random plane")] = 0,
-    reference: Annotated[str | None, typer.Option(help="engine drawn on top: gfn2, emt, …")] = None,
-    unit: Annotated[str, typer.Option(help="of energies in figures: kcal/mol or eV")] = "kcal/mol",
+    along: Annotated[
+        str | None,
+        typer.Option(
+            help="'modes 0 1', 'trajectory FILE', 'conformations FILE' or 'band FILE'", metavar="<str>"
+        ),
+    ] = None,
+    directions_from: Annotated[
+        str | None, typer.Option(help="DenoiseVAE model: draws of its noise span the plane")
+    ] = None,
+    free_energy: Annotated[
+        Path | None, typer.Option(help="trajectory, over --scan 'bond 0 1' (no range); no MODELS")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="K, of that trajectory")] = 300.0,
+    points: Annotated[int, typer.Option(help="of a plane along each axis; bins")] = 41,
+    extent: Annotated[float, typer.Option(help="Å RMS displacement of an atom")] = 0.15,
+    seed: Annotated[int, typer.Option(min=0, help="of directions and heads")] = 0,
+    fit_head: Annotated[
+        str | None, typer.Option(help="labelled data: fit energy heads, encoders frozen")
+    ] = None,
+    with_untrained: Annotated[
+        bool, typer.Option("--with-untrained", help="and to fresh weights of the network")
+    ] = False,
+    molecule: Annotated[str | None, typer.Option(help="of the data of --fit-head")] = None,
+    option: Annotated[list[str] | None, typer.Option("--option", "-o", help="likewise, key=value")] = None,
+    reference: Annotated[str | None, typer.Option(help="engine drawn on top: gfn2, mmff, …")] = None,
+    labels: Annotated[Path | None, typer.Option(help="labelled frames drawn on top")] = None,
+    unit: Annotated[str, typer.Option(help="of energies: kcal/mol or eV")] = "kcal/mol",
     dtype: Annotated[str, typer.Option(help="float32 or float64")] = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
 ) -> None:
-    """Draw the energy of MODELS on a random plane or along bonds, angles and dihedrals.
+    """Draw the energy of MODELS on a plane or along coordinates, side by side.
 
-    A stopped evaluation goes on when the command is given again.
+    Without --scan, --along or --directions-from the plane is random. Stopped, it goes on when run again.
     """
-    from ffpretrain.datasets.engines import open_engine
-    from ffpretrain.datasets.structures import read_structure
-    from ffpretrain.md.landscapes import landscape as draw
+    from ffpretrain.errors import ConfigError
     from ffpretrain.md.landscapes.api import summary
 
-    atoms = None if structure is None else read_structure(structure)[0]
-    engine = None if reference is None else open_engine(reference)
-    found = draw(
-        list(models),
-        atoms,
-        scan=scan or (),
-        relaxed=relaxed,
-        points=points,
-        extent=extent,
-        seed=seed,
-        reference=None if engine is None else engine.calculator,
-        reference_label=None if engine is None else engine.level_of_theory,
-        dtype=dtype,
-        out=out,
-        unit=unit,
-        progress=not as_json,
-    )
+    if free_energy is not None:
+        if models:
+            raise ConfigError("--free-energy is read off the trajectory; leave the models out")
+        found = [_free_energy(free_energy, scan or [], temperature, points, out, unit)]
+    elif not models:
+        raise ConfigError("name a model, a model file or an engine")
+    else:
+        from ffpretrain.datasets.structures import read_structure
+        from ffpretrain.md.landscapes import landscape as draw
+
+        found = draw(
+            [_model(name) for name in models],
+            None if structure is None else read_structure(structure)[0],
+            scan=scan or (),
+            relaxed=relaxed,
+            along=along,
+            directions_from=directions_from,
+            points=points,
+            extent=extent,
+            seed=seed,
+            fit_head=_data(fit_head, molecule, option),
+            with_untrained=with_untrained,
+            **_reference(reference),
+            labels=None if labels is None else _data(str(labels), None, None),
+            dtype=dtype,
+            out=out,
+            unit=unit,
+            progress=not as_json,
+        )
     result = summary(found)
     if as_json:
         typer.echo(json.dumps(result, indent=2))
-        return
+    else:
+        _print(result, out)
+
+
+def _model(name: str) -> Any:
+    """Return a model's name or file as it is, and the calculator of an engine's name."""
+    from ffpretrain import zoo
+    from ffpretrain.datasets.engines import built_in_engines, open_engine
+
+    if name.lower() in built_in_engines() and name not in zoo.list_models() and not Path(name).exists():
+        return open_engine(name).calculator
+    return name
+
+
+def _reference(name: str | None) -> dict[str, Any]:
+    from ffpretrain.datasets.engines import open_engine
+
+    if name is None:
+        return {}
+    engine = open_engine(name)
+    return {"reference": engine.calculator, "reference_label": engine.level_of_theory}
+
+
+def _data(name: str | None, molecule: str | None, option: list[str] | None) -> Any:
+    from ffpretrain.cli.evaluate import reader_options
+    from ffpretrain.datasets import open_dataset
+    from ffpretrain.errors import ConfigError
+
+    if name is None:
+        if molecule is not None or option:
+            raise ConfigError("--molecule and --option belong to the data of --fit-head; give it")
+        return None
+    return open_dataset(name, *([molecule] if molecule else []), **reader_options(option))
+
+
+def _free_energy(
+    trajectory: Path, variables: list[str], temperature: float, bins: int, out: Path, unit: str
+) -> Landscape:
+    from ffpretrain.errors import ConfigError
+    from ffpretrain.md.landscapes.api import output_folder, write
+    from ffpretrain.md.landscapes.bands import free_energy_landscape
+    from ffpretrain.md.landscapes.grids import read_structures
+    from ffpretrain.md.landscapes.page import UNITS
+
+    if unit not in UNITS:
+        raise ConfigError(f"--unit {unit}: give one of {', '.join(UNITS)}")
+    found = free_energy_landscape(read_structures(trajectory), variables, temperature, bins)
+    write([found], output_folder(out), unit)
+    return found
+
+
+def _print(result: dict[str, Any], out: Path) -> None:
     for one in result["models"]:
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in one["roughness"].items())
-        typer.echo(f"{one['label']}: range {one['range']:.4f} eV, {numbers}")
+        typer.echo(f"{one['label']}: range {one['range']:.4f} eV{', ' if numbers else ''}{numbers}")
+        if fit := one["fitted_head"]:
+            typer.echo(
+                f"  energy head: MAE {fit['energy_mae']:.4f} eV on {fit['frames_held_out']} frames held out, "
+                f"{fit['energy_mae_fitted']:.4f} on {fit['frames_fitted']} fitted to; without it "
+                f"{fit['energy_spread']:.4f}"
+            )
         for name, value in one["rms_difference_to"].items():
             typer.echo(f"  RMS difference to {name}: {value:.4f} eV")
+    if noise := result.get("noise"):
+        low, high = min(noise["sigma"]), max(noise["sigma"])
+        typer.echo(f"noise of an atom: {low:.4f} to {high:.4f} Å; see {out / 'noise.png'}")
+    typer.echo(f"{result['note']}")
     typer.echo(f"written to {out}; open {out / 'landscape.html'} in a browser")

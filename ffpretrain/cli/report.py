@@ -19,6 +19,9 @@ def report(
     option: Annotated[
         list[str] | None, typer.Option("--option", "-o", help="key=value for the reader, such as part=test")
     ] = None,
+    beside: Annotated[
+        Path | None, typer.Option(help="folder with the model's dynamics, validations, landscapes")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="evaluate the first N frames only")] = 300,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a line")] = False,
 ) -> None:
@@ -33,7 +36,7 @@ def report(
     frames = None
     if data is not None:
         frames = open_dataset(data, *([molecule] if molecule else []), **reader_options(option))
-    path = write_report(source, out, frames=frames, limit=limit)
+    path = write_report(source, out, frames=frames, limit=limit, beside=beside)
     if as_json:
         typer.echo(json.dumps({"schema": "ffpretrain-report", "version": 1, "report": str(path)}))
     else:

@@ -28,17 +28,15 @@ with ``xi`` shared by the atoms of a structure. Its divergence is divided by N, 
 from __future__ import annotations
 
 import copy
-import math
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ffpretrain.backbones.base import Backbone
 from ffpretrain.errors import ConfigError
 from ffpretrain.graphs import Graph, Sample, atoms_per_graph
 from ffpretrain.heads import VectorHead
-from ffpretrain.noise import FrameGenerators, gaussian_noise
+from ffpretrain.noise import gaussian_noise
 from ffpretrain.objectives.base import (
     Objective,
     graph_of,
@@ -49,6 +47,7 @@ from ffpretrain.objectives.base import (
 )
 from ffpretrain.objectives.fields import DenoisingField, force_scale
 from ffpretrain.objectives.floors import batch_floor, rigid_modes
+from ffpretrain.objectives.noise_generator import FieldWithNoise, NoiseGenerator, correlate, shared_noise
 from ffpretrain.potential import Potential
 
 __all__ = ["DenoiseVAE", "NoiseGenerator", "covariance_divergence", "denoising_term", "kl_divergence"]
@@ -94,49 +93,6 @@ def denoising_term(score: Tensor, unit: Tensor, sigma: Tensor) -> Tensor:
     return (sigma.unsqueeze(1) * score + unit).square().sum(-1)
 
 
-class NoiseGenerator(nn.Module):
-    """Standard deviation of each atom's noise from a clean structure, eq. 4.
-
-    Args:
-        backbone: its own, not the denoiser's.
-        prior_sigma: Å, what it gives before training.
-        sigma_form: ``log-variance``, ``sigma = exp(a / 2)``, or ``softplus``, ``sigma = ln(1 + exp(a))``.
-        rank: length of each atom's correlation vector; 0 where atoms are displaced independently.
-    """
-
-    def __init__(
-        self, backbone: Backbone, prior_sigma: float, sigma_form: str = "log-variance", rank: int = 0
-    ) -> None:
-        super().__init__()
-        self.backbone, self.sigma_form = backbone, sigma_form
-        n = backbone.n_features
-        self.hidden = nn.Linear(n, n)
-        self.size = nn.Linear(n, 1)
-        nn.init.zeros_(self.size.weight)
-        exact = (
-            2 * math.log(prior_sigma) if sigma_form == "log-variance" else math.log(math.expm1(prior_sigma))
-        )
-        nn.init.constant_(self.size.bias, exact)
-        if rank:
-            self.correlation = nn.Linear(n, rank)
-
-    def forward(self, graph: Graph) -> Tensor:
-        """Return sigma in Å ``[N]``."""
-        return self._sigma(self._hidden(graph))
-
-    def correlated(self, graph: Graph) -> tuple[Tensor, Tensor]:
-        """Return sigma in Å ``[N]`` and the correlation vectors ``[N, rank]``."""
-        hidden = self._hidden(graph)
-        return self._sigma(hidden), self.correlation(hidden)
-
-    def _hidden(self, graph: Graph) -> Tensor:
-        return nn.functional.silu(self.hidden(self.backbone(graph).scalars))
-
-    def _sigma(self, hidden: Tensor) -> Tensor:
-        size = self.size(hidden).squeeze(-1)
-        return (0.5 * size).exp() if self.sigma_form == "log-variance" else nn.functional.softplus(size)
-
-
 def correlation_matrix(vectors: Tensor) -> Tensor:
     """Return K ``[n, n]`` of the correlation vectors ``[n, rank]`` of one structure."""
     square = vectors @ vectors.T + torch.eye(len(vectors), dtype=vectors.dtype, device=vectors.device)
@@ -164,6 +120,8 @@ class DenoiseVAE(Objective):
         sigma_form: how the generator's number becomes sigma: ``log-variance`` or ``softplus``.
         covariance: ``independent`` atoms, or ``full``, of appendix A.13, where atoms move together.
         rank: length of the vectors that a full covariance is made of.
+        keep_generator: keep the noise generator with what was learned; landscapes and pictures of the noise
+            need it. False drops it, as the paper does.
 
     Raises:
         ConfigError: an option out of range, or a backbone without vector features or layers to count.
@@ -184,8 +142,10 @@ class DenoiseVAE(Objective):
         sigma_form: str = "log-variance",
         covariance: str = "independent",
         rank: int = 8,
+        keep_generator: bool = True,
     ) -> None:
         super().__init__(potential)
+        self.keep_generator = keep_generator
         if not 0 < prior_sigma < float("inf"):
             raise ConfigError(f"denoisevae: prior_sigma={prior_sigma} must be above zero; give it in Å")
         if not 0 <= kl_weight < float("inf"):
@@ -220,8 +180,7 @@ class DenoiseVAE(Objective):
             kl = kl_divergence(sigma, self.prior_sigma, self.kl_dims)
         else:
             sigma, vectors = self.noise_generator.correlated(graph)
-            streams = FrameGenerators(generator, index_of(sample), graph.n_graphs)
-            shared = streams.normal([self.rank] * graph.n_graphs, unit.dtype).to(unit)
+            shared = shared_noise(self.rank, graph, generator, index_of(sample), unit)
             unit = self.correlated(unit, vectors, shared, graph)
             kl = self._joint_divergence(sigma, vectors, graph)
         error = self.denoising_error(graph, sigma, unit)
@@ -237,17 +196,8 @@ class DenoiseVAE(Objective):
         return {"loss": loss, **terms, **self.references(graph, loss)}
 
     def correlated(self, unit: Tensor, vectors: Tensor, shared: Tensor, graph: Graph) -> Tensor:
-        """Return draws of unit variance whose correlation between atoms is K ``[N, 3]``.
-
-        Args:
-            unit: eps, independent ``[N, 3]``.
-            vectors: u ``[N, rank]``.
-            shared: xi, one set for each structure ``[B * rank, 3]``.
-            graph: the structures.
-        """
-        u = vectors.to(unit)
-        common = torch.einsum("nk,nkd->nd", u, shared.view(-1, self.rank, 3)[graph.batch])
-        return (unit + common) / (1 + u.square().sum(1, keepdim=True)).sqrt()
+        """Return draws of unit variance whose correlation between atoms is K ``[N, 3]``."""
+        return correlate(unit, vectors, shared, graph)
 
     def _joint_divergence(self, sigma: Tensor, vectors: Tensor, graph: Graph) -> Tensor:
         """Return eq. 36 of each structure over its number of atoms, spread to the atoms ``[N]``."""
@@ -298,7 +248,7 @@ class DenoiseVAE(Objective):
         return values.new_zeros(graph.n_graphs).index_add(0, graph.batch, values)
 
     def potential(self, kT: float | None = None, sigma: float | None = None) -> DenoisingField:
-        """Return the denoiser as forces ``kT D``, without an energy.
+        """Return the denoiser as forces ``kT D``, without an energy, with the generator where it is kept.
 
         Args:
             kT: eV; None takes 300 K.
@@ -306,4 +256,8 @@ class DenoiseVAE(Objective):
         """
         # D is a score already; the field has the sign of a displacement, against it
         factor = -force_scale(kT, 1.0) / self.prior_sigma
-        return DenoisingField(copy.deepcopy(self.network), copy.deepcopy(self.noise_head), factor).eval()
+        network, head = copy.deepcopy(self.network), copy.deepcopy(self.noise_head)
+        if not self.keep_generator:
+            return DenoisingField(network, head, factor).eval()
+        kept = copy.deepcopy(self.noise_generator)
+        return FieldWithNoise(network, head, factor, noise_generator=kept).eval()

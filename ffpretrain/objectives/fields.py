@@ -7,7 +7,7 @@ displacement is ``-sigma^2 grad log p_sigma`` (Tweedie; Vincent 2011). With ``p 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,22 @@ class Learned(Model):
     def __init__(self, network: Model, head: nn.Module, factor: float, card: ModelCard | None = None) -> None:
         super().__init__(network.backbone, head, network.known.clone(), card)
         self.register_buffer("factor", torch.tensor(factor, dtype=torch.float64, device=self.known.device))
+
+    def head_options(self) -> dict[str, Any]:
+        """Return what :meth:`from_options` needs to make the head again, as JSON types."""
+        return {}
+
+    @classmethod
+    def from_options(cls, network: Model, factor: float, options: dict[str, Any], card: ModelCard) -> Learned:
+        """Return a model with fresh weights from what a card says.
+
+        Args:
+            network: its backbone and elements.
+            factor: as in the constructor.
+            options: of :meth:`head_options`.
+            card: of the file.
+        """
+        return cls(network, cls.head_class(network.backbone.n_features, **options), factor, card)
 
 
 class DenoisingField(Learned):

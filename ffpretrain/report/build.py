@@ -58,6 +58,8 @@ def write_report(
         UserError: the model, or frames that do not fit it.
     """
     folder = Path(source) if Path(source).is_dir() else None
+    if beside is not None and not Path(beside).is_dir():
+        raise DataError(f"{beside}: is no folder; give one that holds runs, landscapes or validations")
     model = load_potential(_model_of(source, folder))
     card = model.card
     title = card.name if card is not None else Path(source).stem
@@ -76,7 +78,7 @@ def write_report(
     elif note:
         page.add("Errors", f"<p>{note}</p>")
     if folder is not None or beside is not None:
-        _add_folders(page, [path for path in (folder, beside) if path is not None])
+        _add_folders(page, [path for path in (folder, beside) if path is not None], frames)
     return _write(page, Path(out))
 
 
@@ -108,16 +110,17 @@ def _predict(model: Model, frames: Dataset, limit: int) -> Predictions:
     return predict(model, frames[: min(limit, len(frames))])
 
 
-def _add_folders(page: Page, folders: Sequence[str | os.PathLike[str]]) -> None:
+def _add_folders(page: Page, folders: Sequence[str | os.PathLike[str]], frames: Dataset | None) -> None:
     inner = sorted(path for folder in folders for path in Path(folder).iterdir() if path.is_dir())
     dynamics = {path.name: path for path in inner if (path / "md.json").is_file()}
     if dynamics:
-        page.add("Dynamics", *dynamics_section(dynamics))
+        page.add("Dynamics", *dynamics_section(dynamics, frames))
     for path in [*map(Path, folders), *inner]:
         if (path / "validation.json").is_file():
             page.add("Validation", *validation_section(path / "validation.json"))
     for path in inner:
-        if "landscape" in path.name and list(path.glob("*.png")):
+        is_landscape = "landscape" in path.name or (path / "landscape.json").is_file()
+        if is_landscape and list(path.glob("*.png")):
             page.add(path.name, *pictures_section(path))
 
 

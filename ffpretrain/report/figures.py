@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
+from itertools import cycle
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,9 +20,13 @@ from ffpretrain.units import KCAL_PER_MOL
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from ffpretrain.datasets.frames import Dataset
+
 #: points of an interactive plot; more than these are thinned evenly, and the caption says so
 MOST_POINTS = 6000
 _BINS = 10
+#: structures of a trajectory whose distances are counted, spread evenly
+MOST_STRUCTURES = 1000
 
 
 def parity_script() -> str:
@@ -87,6 +94,45 @@ def error_by_magnitude(predictions: Predictions) -> Figure:
         name = "median" if quantile == 0.5 else "90 % quantile"
         axis.plot(x, y, style, color=COLOURS[0 if quantile == 0.5 else 1], label=name)
     axis.set(xlabel="reference force on an atom (eV/Å)", ylabel="error (kcal/mol/Å)", ylim=(0, None))
+    axis.legend(frameon=False)
+    return figure
+
+
+def distances_figure(trajectories: Mapping[str, Path], frames: Dataset | None = None) -> Figure | None:
+    """Plot the distribution of interatomic distances h(r) of molecules' trajectories, and of labelled frames.
+
+    Args:
+        trajectories: files by label; periodic ones are left out, and None is returned where none is left.
+        frames: drawn beside the trajectories that are of their molecule.
+
+    Raises:
+        DataError: a file that cannot be read.
+    """
+    from ffpretrain.datasets import open_dataset
+    from ffpretrain.md.validation.distances import centres, density, distances_of
+
+    def curve(some: Dataset) -> NDArray[np.float64]:
+        thinned = [some[i].positions for i in range(0, len(some), max(1, len(some) // MOST_STRUCTURES))]
+        return density(distances_of(thinned, len(some[0].numbers)).sum(0))
+
+    curves, molecule = {}, None
+    for name, path in trajectories.items():
+        run = open_dataset(path)
+        if len(run) and not any(run[0].pbc):
+            curves[name], molecule = curve(run), run[0].numbers.tolist()
+    if not curves:
+        return None
+    if frames is not None and all(one.numbers.tolist() == molecule for one in frames):
+        curves[f"labelled frames ({frames.metadata.name})"] = curve(frames)
+    figure = new_figure(6.4, 3.6)
+    axis = figure.subplots()
+    r = centres()
+    for (name, values), colour, style in zip(
+        curves.items(), cycle(COLOURS), cycle(("-", "--", ":")), strict=False
+    ):
+        axis.plot(r, values, style, color=colour, lw=1.2, label=name)
+    reach = max(float(r[np.flatnonzero(values)[-1]]) for values in curves.values() if values.any())
+    axis.set(xlabel="distance (Å)", ylabel="h(r) (1/Å)", xlim=(0.5, reach + 0.2), ylim=(0, None))
     axis.legend(frameon=False)
     return figure
 

@@ -7,15 +7,18 @@ import json
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ffpretrain.artifacts import ModelCard
 from ffpretrain.artifacts.card import Component
 from ffpretrain.errors import DataError
 from ffpretrain.evaluation import Predictions, error_table
 from ffpretrain.plots import COLOURS, new_figure, plot_conservation, read_columns
-from ffpretrain.report.figures import energy_parity, error_by_magnitude, force_parity
+from ffpretrain.report.figures import distances_figure, energy_parity, error_by_magnitude, force_parity
 from ffpretrain.report.page import drawing, pairs, table
+
+if TYPE_CHECKING:
+    from ffpretrain.datasets.frames import Dataset
 
 
 def card_section(card: ModelCard) -> list[str]:
@@ -103,11 +106,12 @@ def errors_section(predictions: Predictions, what: str) -> list[str]:
     return [part for part in parts if part]
 
 
-def dynamics_section(folders: Mapping[str, Path]) -> list[str]:
-    """Return what runs of dynamics conserved, and their summaries.
+def dynamics_section(folders: Mapping[str, Path], frames: Dataset | None = None) -> list[str]:
+    """Return what runs of dynamics conserved, their summaries and their interatomic distances h(r).
 
     Args:
         folders: output folders of ``ffpretrain md`` or :func:`ffpretrain.md.simulate`, by label.
+        frames: whose distances are drawn beside, where they are of the same molecule.
     """
     logs = {name: folder / "log.csv" for name, folder in folders.items() if (folder / "log.csv").is_file()}
     rows = []
@@ -132,6 +136,10 @@ def dynamics_section(folders: Mapping[str, Path]) -> list[str]:
     if logs:
         caption = "Energies over the runs: what is exchanged, what is kept"
         parts.append(drawing(plot_conservation(logs), caption))
+    runs = {name: folder / "trajectory.traj" for name, folder in folders.items()}
+    figure = distances_figure({name: path for name, path in runs.items() if path.is_file()}, frames)
+    if figure is not None:
+        parts.append(drawing(figure, "Distances of all pairs of atoms, h(r)"))
     return parts
 
 

@@ -46,28 +46,33 @@ def label_statistics(frames: Dataset) -> LabelStatistics:
     """
     if len(frames) == 0:
         raise DataError("the training split is empty; give at least one frame")
-    counts, energies, squares, components = [], [], 0.0, 0
+    squares, components = 0.0, 0
     for i, frame in enumerate(frames):
         if frame.energy is None or frame.forces is None:
             raise DataError(
                 f"frame {i} of {frames.metadata.name} has no energy or no forces; label it (ffpretrain label)"
             )
-        counts.append(Counter(frame.numbers.tolist()))
-        energies.append(frame.energy)
         squares += float(np.square(frame.forces).sum())
         components += frame.forces.size
-    elements = sorted(set().union(*counts))
-    matrix = np.array([[c[z] for z in elements] for c in counts], dtype=np.float64)
-    target = np.array(energies)
-    solution, *_ = np.linalg.lstsq(matrix, target, rcond=None)
+    references, spread = reference_energies(frames)
     force_rms = float(np.sqrt(squares / components))
     if not force_rms > 0:
         raise DataError(f"all forces of {frames.metadata.name} are zero; check the labels")
-    return LabelStatistics(
-        dict(zip(elements, solution.tolist(), strict=True)),
-        force_rms,
-        float(np.std(target - matrix @ solution)),
-    )
+    return LabelStatistics(references, force_rms, spread)
+
+
+def reference_energies(frames: Dataset) -> tuple[dict[int, float], float]:
+    """Return reference energies by atomic number and the standard deviation they leave, both in eV.
+
+    Args:
+        frames: all with energies.
+    """
+    counts = [Counter(frame.numbers.tolist()) for frame in frames]
+    elements = sorted(set().union(*counts))
+    matrix = np.array([[c[z] for z in elements] for c in counts], dtype=np.float64)
+    target = np.array([frame.energy for frame in frames], dtype=np.float64)
+    solution, *_ = np.linalg.lstsq(matrix, target, rcond=None)
+    return dict(zip(elements, solution.tolist(), strict=True)), float(np.std(target - matrix @ solution))
 
 
 def elements_of(frames: Dataset) -> list[int]:

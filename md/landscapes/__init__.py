@@ -1,7 +1,15 @@
 """Energy landscapes: grids of geometries, energies on them, figures, an interactive page, roughness."""
 
 from ffpretrain.md.landscapes.api import landscape, write
-from ffpretrain.md.landscapes.bands import collective_variable, free_energy, minimum_energy_path
+from ffpretrain.md.landscapes.bands import (
+    collective_variable,
+    free_energy,
+    free_energy_landscape,
+    minimum_energy_path,
+)
+from ffpretrain.md.landscapes.grids import along
+from ffpretrain.md.landscapes.learned import learned_plane, noise_scale
+from ffpretrain.md.landscapes.noise_figure import draw_noise
 from ffpretrain.md.landscapes.planes import modes_plane, plane_through, principal_plane, random_plane
 from ffpretrain.md.landscapes.roughness import roughness
 from ffpretrain.md.landscapes.scans import Coordinate, parse_coordinate, relaxed_scan, rigid_scan
@@ -12,11 +20,16 @@ __all__ = [
     "Coordinate",
     "Geometries",
     "Landscape",
+    "along",
     "collective_variable",
+    "draw_noise",
     "free_energy",
+    "free_energy_landscape",
     "landscape",
+    "learned_plane",
     "minimum_energy_path",
     "modes_plane",
+    "noise_scale",
     "parse_coordinate",
     "plane_through",
     "principal_plane",

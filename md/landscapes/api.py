@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,18 +16,24 @@ import numpy as np
 from ffpretrain.errors import ConfigError, DataError, UnsupportedInputError
 from ffpretrain.md.landscapes.evaluate import Evaluator, evaluate, evaluator
 from ffpretrain.md.landscapes.figures import draw
+from ffpretrain.md.landscapes.grids import Wish, make_grid
+from ffpretrain.md.landscapes.labels import label_frames
+from ffpretrain.md.landscapes.learned import energy_response
+from ffpretrain.md.landscapes.noise_figure import draw_noise
 from ffpretrain.md.landscapes.page import UNITS, landscape_page
-from ffpretrain.md.landscapes.planes import random_plane
 from ffpretrain.md.landscapes.roughness import roughness
-from ffpretrain.md.landscapes.scans import Coordinate, parse_coordinate, relaxed_scan, rigid_scan
+from ffpretrain.md.landscapes.scans import Coordinate
 from ffpretrain.md.landscapes.surface import Array, Geometries, Landscape, write_bytes
 
 if TYPE_CHECKING:
     from ase import Atoms
     from ase.calculators.calculator import Calculator
+    from matplotlib.figure import Figure
+
+    from ffpretrain.datasets.frames import Dataset
+    from ffpretrain.potential import Potential
 
 FORMATS = ("png", "svg", "pdf")
-FILES = ("landscape.npz", "landscape.html", "landscape.json")
 
 
 def landscape(
@@ -34,12 +42,17 @@ def landscape(
     *,
     scan: Sequence[str | Coordinate] = (),
     relaxed: bool = False,
+    along: str | None = None,
+    directions_from: Any = None,
     geometries: Geometries | None = None,
     points: int = 41,
     extent: float = 0.15,
     seed: int = 0,
+    fit_head: Dataset | None = None,
+    with_untrained: bool = False,
     reference: Any = None,
     reference_label: str | None = None,
+    labels: Dataset | None = None,
     dtype: str = "float32",
     out: str | Path | None = None,
     unit: str = "kcal/mol",
@@ -54,15 +67,23 @@ def landscape(
         atoms: the structure; None takes the reference geometry of the (first) model.
         scan: one or two coordinates, such as ``"dihedral 0 1 2 3 -180 180 37"``; none draws a random plane.
         relaxed: relax everything but the scanned coordinates, with the first model.
+        along: a grid in words: ``modes 0 1``, ``conformations FILE``, ``trajectory FILE`` or ``band FILE``;
+            see :func:`ffpretrain.md.landscapes.grids.along`.
+        directions_from: a DenoiseVAE model that kept its noise generator; two draws of it span the plane, and
+            the noise of each atom is drawn on the molecule.
         geometries: a grid of one's own, from :mod:`ffpretrain.md.landscapes`; replaces the choices above.
-        points: along each axis of a random plane.
-        extent: Å, largest RMS displacement of an atom in a random plane.
-        seed: of the random plane.
+        points: along each axis of a plane.
+        extent: Å, largest RMS displacement of an atom in a random or learned plane, or along modes.
+        seed: of drawn directions and fitted heads.
+        fit_head: labelled frames: every model is taken as an encoder, its weights frozen, and gets an energy
+            head fitted to them; see :func:`ffpretrain.training.energy_head.fit_energy_head`.
+        with_untrained: with ``fit_head``, add the first model's network with fresh weights for comparison.
         reference: a further calculator or model whose energies are drawn on top and compared with.
         reference_label: names it; None takes the calculator's own name.
+        labels: labelled frames of the molecule, drawn where they lie and compared with.
         dtype: of the networks.
-        out: folder for ``landscape.png|svg|pdf|html|npz|json``; None writes nothing. A stopped evaluation
-            goes on in the same folder.
+        out: folder for ``landscape.png|svg|pdf|html|npz|json``, and ``noise.png|svg``; None writes nothing. A
+            stopped evaluation goes on in the same folder.
         unit: of energies in figures and page: ``eV`` or ``kcal/mol``.
         path: points ``[T, 2]`` in the plane, drawn on the map.
         progress: show a bar on stderr.
@@ -71,50 +92,95 @@ def landscape(
         One landscape for each model.
 
     Raises:
-        ConfigError: an option out of range.
+        ConfigError: an option out of range, or several kinds of grid.
         UnsupportedInputError: a structure that the grid or a model cannot take.
-        DataError: ``out`` cannot be written.
+        DataError: ``out`` cannot be written, or frames that do not fit.
     """
     if unit not in UNITS:
         raise ConfigError(f"unit={unit!r}: give one of {', '.join(UNITS)}")
-    models = [evaluator(one, dtype) for one in (model if isinstance(model, list | tuple) else [model])]
+    if with_untrained and fit_head is None:
+        raise ConfigError("with_untrained=True compares encoders; give fit_head the frames to fit heads to")
+    given = list(model) if isinstance(model, list | tuple) else [model]
+    base = geometries.atoms if geometries is not None else structure_of(given[0], atoms)
+    fits: list[dict[str, float]] = []
+    if fit_head is not None:
+        given, fits = fitted(given, fit_head, seed, with_untrained, progress)
+    models = distinct([evaluator(one, dtype) for one in given])
+    folder = None if out is None else output_folder(Path(out))
     if geometries is None:
-        base = _structure(model, atoms)
-        geometries = _grid(model, base, scan, relaxed, points, extent, seed, progress)
-    folder = None if out is None else _folder(Path(out))
+        wish = Wish(scan, relaxed, along, directions_from, points, extent, seed)
+        state = None if folder is None else folder / ".landscape-relaxed.part.npz"
+        maker = functools.partial(_calculator, given[0])
+        bar = functools.partial(_bar, progress=progress)
+        geometries, own_path = make_grid(wish, base, maker, bar, state, models[0].identity)
+        path = own_path if path is None else path
     others = [] if reference is None else [evaluator(reference, dtype)]
     others = [one._replace(label=reference_label or one.label) for one in others]
     found = [_run(geometries, one, folder, i, progress) for i, one in enumerate([*models, *others])]
     compared = {one.label: one.energies for one in found[len(models) :]}
-    result = [replace(one, references=compared, roughness=roughness(one)) for one in found[: len(models)]]
+    result = []
+    for i, (one, by) in enumerate(zip(found, models, strict=False)):
+        own = None if labels is None else label_frames(labels, geometries, by)
+        rough = roughness(one)
+        fit = fits[i] if fits else {}
+        cost = _response(geometries, by)
+        result.append(replace(one, references=compared, roughness=rough, labels=own, fit=fit, response=cost))
     if folder is not None:
         write(result, folder, unit, path)
     return result
 
 
+def _response(geometries: Geometries, model: Evaluator) -> Array | None:
+    """Return what displacing each atom alone costs by the model, where the noise of each atom is known."""
+    if geometries.noise is None:
+        return None
+    return energy_response(model.compute, geometries.atoms, float(geometries.noise.mean()))
+
+
 def write(
-    landscapes: Sequence[Landscape], folder: Path, unit: str = "kcal/mol", path: Array | None = None
+    landscapes: Sequence[Landscape],
+    folder: Path,
+    unit: str = "kcal/mol",
+    path: Array | None = None,
 ) -> None:
     """Write figures, page and numbers of landscapes on one grid.
+
+    Args:
+        landscapes: one for each model.
+        folder: is there.
+        unit: of energies, ``eV`` or ``kcal/mol``.
+        path: points ``[T, 2]`` in the plane, drawn on the map.
 
     Raises:
         DataError: the folder cannot be written.
     """
-    figure = draw(landscapes, unit, path)
-    for format in FORMATS:
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=format)
-        write_bytes(folder / f"landscape.{format}", buffer.getvalue())
-    write_bytes(folder / "landscape.html", landscape_page(landscapes, unit).encode())
+    _save_figure(draw(landscapes, unit, path), folder, "landscape", FORMATS)
+    geometries = landscapes[0].geometries
+    if geometries.noise is not None:
+        _save_figure(draw_noise(geometries.atoms, geometries.noise), folder, "noise", ("png", "svg"))
+    page = landscape_page(landscapes, unit, path)
+    write_bytes(folder / "landscape.html", page.encode())
     for i, one in enumerate(landscapes):
         one.write_npz(folder / ("landscape.npz" if len(landscapes) == 1 else f"landscape-{i}.npz"))
     write_bytes(folder / "landscape.json", (json.dumps(summary(landscapes), indent=1) + "\n").encode())
 
 
+def _save_figure(figure: Figure, folder: Path, name: str, formats: Sequence[str]) -> None:
+    for format in formats:
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=format)
+        write_bytes(folder / f"{name}.{format}", buffer.getvalue())
+
+
 def summary(landscapes: Sequence[Landscape]) -> dict[str, Any]:
     """Return the numbers of landscapes as JSON types, with units."""
     first = landscapes[0]
+    noise = first.geometries.noise
+    extra: dict[str, Any] = {}
+    if noise is not None:
+        extra["noise"] = {"elements": list(first.geometries.atoms.symbols), "sigma": noise.tolist()}
     return {
+        **extra,
         "schema": "ffpretrain-landscape",
         "version": 1,
         "units": {"energy": "eV", "length": "Å", "angle": "°"},
@@ -130,46 +196,59 @@ def summary(landscapes: Sequence[Landscape]) -> dict[str, Any]:
                 "range": float(np.nanmax(one.relative())),
                 "roughness": one.roughness,
                 "rms_difference_to": one.errors(),
+                "fitted_head": one.fit,
+                "energy_response": None if one.response is None else one.response.tolist(),
             }
             for one in landscapes
         ],
     }
 
 
-def _structure(model: Any, atoms: Atoms | None) -> Atoms:
+def structure_of(model: Any, atoms: Atoms | None) -> Atoms:
+    """Return the structure given, or else the reference geometry of a model.
+
+    Raises:
+        UnsupportedInputError: neither.
+    """
     from ffpretrain.artifacts import read_card
 
     if atoms is not None:
         return atoms
-    first = model[0] if isinstance(model, list | tuple) else model
-    card = read_card(first) if isinstance(first, str | Path) else getattr(first, "card", None)
+    card = read_card(model) if isinstance(model, str | Path) else getattr(model, "card", None)
     if card is None or card.reference_geometry is None:
         raise UnsupportedInputError("the model is not for one molecule; give a structure")
     return card.reference_geometry.to_atoms()
 
 
-def _grid(
-    model: Any,
-    atoms: Atoms,
-    scan: Sequence[str | Coordinate],
-    relaxed: bool,
-    points: int,
-    extent: float,
-    seed: int,
-    progress: bool,
-) -> Geometries:
-    coordinates = [parse_coordinate(one) if isinstance(one, str) else one for one in scan]
-    if not coordinates:
-        if relaxed:
-            raise ConfigError("relaxed=True needs coordinates to hold; give scan")
-        return random_plane(atoms, points, extent, seed)
-    if not relaxed:
-        return rigid_scan(atoms, coordinates)
-    total = int(np.prod([len(c.values) for c in coordinates]))
-    with _bar("relax", total, progress) as advance:
-        grid, unfinished = relaxed_scan(atoms, coordinates, _calculator(model), progress=advance)
-    note = f"{grid.note}; {unfinished} of {total} points not converged" if unfinished else grid.note
-    return replace(grid, note=note)
+def fitted(
+    models: Sequence[Any], frames: Dataset, seed: int, with_untrained: bool, progress: bool
+) -> tuple[list[Potential], list[dict[str, float]]]:
+    """Return models as frozen encoders with energy heads fitted to the same frames, and the heads' errors.
+
+    Raises:
+        DataError, ConfigError, ArtifactError: as :func:`ffpretrain.training.energy_head.fit_energy_head`.
+    """
+    from ffpretrain.training.energy_head import STEPS, fit_energy_head, untrained
+
+    every = [*models, untrained(models[0], seed)] if with_untrained else list(models)
+    potentials, errors = [], []
+    for i, one in enumerate(every):
+        with _bar(f"fit head {i + 1} of {len(every)}", STEPS, progress) as advance:
+            found = fit_energy_head(one, frames, seed=seed, progress=advance)
+        potentials.append(found.potential)
+        numbers = {name: quantity.value for name, quantity in found.errors.items()}
+        errors.append({**numbers, "frames_fitted": found.n_fitted, "frames_held_out": found.n_held_out})
+    return potentials, errors
+
+
+def distinct(models: Sequence[Evaluator]) -> list[Evaluator]:
+    """Return evaluators whose labels differ: those of one name are numbered, in the order given."""
+    labels = [one.label for one in models]
+    found = []
+    for i, one in enumerate(models):
+        again = labels[:i].count(one.label)
+        found.append(one._replace(label=f"{one.label} ({again + 1})") if labels.count(one.label) > 1 else one)
+    return found
 
 
 def _calculator(model: Any) -> Calculator:
@@ -177,8 +256,8 @@ def _calculator(model: Any) -> Calculator:
 
     from ffpretrain.md.calculator import FFCalculator
 
-    first = model[0] if isinstance(model, list | tuple) else model
-    return FFCalculator(first) if isinstance(first, str | Path | nn.Module) else first
+    is_model = isinstance(model, str | Path | nn.Module)
+    return FFCalculator(model, dtype="float64") if is_model else model
 
 
 def _run(geometries: Geometries, one: Evaluator, folder: Path | None, i: int, progress: bool) -> Landscape:
@@ -187,13 +266,18 @@ def _run(geometries: Geometries, one: Evaluator, folder: Path | None, i: int, pr
         return evaluate(geometries, one, state, advance)
 
 
-def _bar(title: str, total: int, progress: bool) -> Any:
+def _bar(title: str, total: int, progress: bool) -> AbstractContextManager[Callable[[int], object]]:
     from ffpretrain.cli.progress import counting
 
     return counting(title, total, quiet=not progress)
 
 
-def _folder(out: Path) -> Path:
+def output_folder(out: Path) -> Path:
+    """Make the folder of the output.
+
+    Raises:
+        DataError: it cannot be made.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

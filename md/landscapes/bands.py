@@ -10,7 +10,7 @@ import numpy as np
 from ffpretrain import units
 from ffpretrain.errors import ConfigError, DataError
 from ffpretrain.md.landscapes.planes import superimposed
-from ffpretrain.md.landscapes.surface import Array, Axis, Geometries
+from ffpretrain.md.landscapes.surface import Array, Axis, Geometries, Landscape
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -110,3 +110,40 @@ def free_energy(values: Array, temperature: float, bins: int = 36) -> tuple[list
     with np.errstate(divide="ignore"):
         energies = -units.KB * temperature * np.log(counts / counts.max())
     return centres, np.where(counts > 0, energies, np.nan)
+
+
+def free_energy_landscape(
+    frames: Sequence[Atoms], variables: Sequence[str], temperature: float, bins: int = 36
+) -> Landscape:
+    """Return the free energy of a long run as a landscape of one or two collective variables.
+
+    Each bin shows the frame nearest to its middle. Where nothing was sampled the energy is NaN.
+
+    Args:
+        frames: of one molecule, sampling equilibrium; see :func:`free_energy`.
+        variables: one or two, as :func:`collective_variable` takes them.
+        temperature: K.
+        bins: along each variable.
+
+    Raises:
+        ConfigError: not one or two variables, or one that is none; temperature or bins out of range.
+        DataError: no frames, or of different molecules.
+    """
+    if not 1 <= len(variables) <= 2:
+        raise ConfigError(f"{len(variables)} collective variables; give one or two")
+    if not frames or any(frame.numbers.tolist() != frames[0].numbers.tolist() for frame in frames):
+        raise DataError("a free energy needs frames of one molecule, atoms in the same order")
+    values = np.column_stack([collective_variable(frames, text) for text in variables])
+    centres, energies = free_energy(values, temperature, bins)
+    names = [text.split() for text in variables]
+    axes = tuple(
+        Axis(f"{name[0]} {'-'.join(name[1:])}", "Å" if name[0] == "bond" else "°", centre)
+        for name, centre in zip(names, centres, strict=True)
+    )
+    width = np.array([max(axis.values[-1] - axis.values[0], 1e-9) for axis in axes])
+    nodes = np.stack(np.meshgrid(*centres, indexing="ij"), -1).reshape(-1, len(axes))
+    nearest = [int(np.argmin(np.square((values - node) / width).sum(1))) for node in nodes]
+    positions = np.array([frames[k].positions for k in nearest]).reshape(*energies.shape, len(frames[0]), 3)
+    note = f"free energy from {len(frames)} frames at {temperature:g} K; empty where nothing was sampled"
+    geometries = Geometries(frames[0], axes, positions, "free energy", note)
+    return Landscape(geometries, f"free energy, {temperature:g} K", energies)

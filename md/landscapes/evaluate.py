@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import time
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from torch import nn
 
-from ffpretrain.errors import ConfigError, DataError
+from ffpretrain.errors import ConfigError, DataError, UnsupportedInputError
 from ffpretrain.md.calculator import FFCalculator
 from ffpretrain.md.landscapes.surface import Array, Geometries, Landscape, write_bytes
 from ffpretrain.md.runtime import Runtime
@@ -71,7 +72,9 @@ def _of_runtime(calculator: FFCalculator) -> Evaluator:
         found = runtime.evaluate_batch(structures)
         energies = [one.energy for one in found if one.energy is not None]
         if len(energies) != len(found):
-            raise ConfigError("the model has no energy, so it has no landscape; train one with energies")
+            raise ConfigError(
+                "the model has no energy, so it has no landscape; fit a head to it (fit_head=, --fit-head)"
+            )
         forces = [one.forces for one in found if one.forces is not None]
         return energies, forces if len(forces) == len(found) else None
 
@@ -79,6 +82,8 @@ def _of_runtime(calculator: FFCalculator) -> Evaluator:
 
 
 def _of_calculator(calculator: BaseCalculator) -> Evaluator:
+    from ffpretrain.datasets.sampling import EngineFailure, engine_errors
+
     name = str(getattr(calculator, "name", "") or type(calculator).__name__)
 
     def compute(structures: Sequence[Atoms]) -> Values:
@@ -86,8 +91,14 @@ def _of_calculator(calculator: BaseCalculator) -> Evaluator:
         for structure in structures:
             copy = structure.copy()
             copy.calc = calculator
-            energies.append(float(copy.get_potential_energy()))
-            forces.append(np.array(copy.get_forces()))
+            try:
+                with engine_errors():
+                    energies.append(float(copy.get_potential_energy()))
+                    forces.append(np.array(copy.get_forces()))
+            except EngineFailure as error:
+                raise UnsupportedInputError(
+                    f"{name} fails on a structure of the landscape: {error}"
+                ) from error
         return energies, forces
 
     return Evaluator(name, f"{name} {getattr(calculator, 'parameters', '')}", compute)
@@ -111,17 +122,17 @@ def evaluate(
     Raises:
         UserError: of the model: an unknown element, atoms on top of each other.
     """
-    structures = geometries.structures()
     shape, n = geometries.shape, len(geometries.atoms)
+    count = int(np.prod(shape))
     key = _key(geometries, model)
-    energies, forces = _load(state, key, len(structures), n)
+    energies, forces = _load(state, key, count, n)
     has_forces = forces is not None
     # the first structure passes the runtime's gate; the corner of a plane may be far too strained for that
     model.compute([geometries.atoms])
     start = int(np.isfinite(energies).sum())
     saved = time.monotonic()
-    for first in range(start, len(structures), _CHUNK):
-        some_energies, some_forces = model.compute(structures[first : first + _CHUNK])
+    for first in range(start, count, _CHUNK):
+        some_energies, some_forces = model.compute(geometries.structures(first, first + _CHUNK))
         energies[first : first + len(some_energies)] = some_energies
         has_forces = has_forces and some_forces is not None
         if some_forces is not None and forces is not None:
@@ -153,7 +164,7 @@ def _load(state: Path | None, key: str, count: int, n: int) -> tuple[Array, Arra
             if str(content["key"]) != key:
                 return empty
             return content["energies"], content["forces"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise DataError(f"{state}: cannot be read ({error}); remove it to start anew") from None
 
 

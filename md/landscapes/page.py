@@ -4,89 +4,171 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 from importlib.resources import files
 from typing import Any
 
 import numpy as np
 
-from ffpretrain.md.landscapes.surface import Landscape
+from ffpretrain.md.landscapes.noise_figure import draw_noise, noise_colours
+from ffpretrain.md.landscapes.surface import Array, Geometries, Landscape
 from ffpretrain.molecules import find_bonds
-from ffpretrain.report.page import Page, table
+from ffpretrain.report.page import Page, drawing, table
 from ffpretrain.units import KCAL_PER_MOL
 
 #: energy units a user may ask for, eV in one of each
 UNITS = {"eV": 1.0, "kcal/mol": KCAL_PER_MOL}
 #: geometries in the page; of larger grids the nearest of a coarser one is shown
 MOST_FRAMES = 1700
+#: energies in the page; of larger grids every second, third … point is shown
+MOST_POINTS = 20_000
+
+_FIT_ROWS = {
+    "energy_mae": "fitted head: MAE on frames held out",
+    "energy_mae_fitted": "fitted head: MAE on frames fitted to",
+    "energy_spread": "mean absolute deviation of their energies",
+}
 
 
-def landscape_page(landscapes: Sequence[Landscape], unit: str) -> str:
+def landscape_page(landscapes: Sequence[Landscape], unit: str, path: Array | None = None) -> str:
     """Return the page: surfaces to turn, values and the molecule under the pointer, roughness numbers.
 
     Args:
-        landscapes: on the same grid, one for each model.
+        landscapes: on the same grid, one for each model; all are drawn on one scale.
         unit: of energies, a key of :data:`UNITS`.
+        path: points ``[T, 2]`` in the plane, drawn on the surfaces.
     """
     first = landscapes[0]
     page = Page(f"Energy landscape of {first.geometries.atoms.get_chemical_formula()}", first.geometries.note)
+    top = max(float(np.nanmax(one.relative())) for one in landscapes)
     for landscape in landscapes:
-        page.add(landscape.label, _viewer(landscape, unit))
-    names = sorted({name for one in landscapes for name in one.roughness})
-    rows = [[name, *[one.roughness.get(name, "") for one in landscapes]] for name in names]
-    rows += [
-        [f"RMS difference to {name} ({unit})", *[one.errors()[name] / UNITS[unit] for one in landscapes]]
-        for name in first.references
-    ]
-    page.add("Numbers", table(["", *[one.label for one in landscapes]], rows))
+        page.add(landscape.label, _viewer(viewer_data(landscape, unit, path, top), landscape, unit))
+    if first.geometries.noise is not None:
+        page.add("Noise of each atom", *noise_section(landscapes, unit))
+    if any(one.roughness or one.errors() for one in landscapes):
+        page.add("Numbers", numbers_table(landscapes, unit))
     script = files("ffpretrain.md.landscapes").joinpath("viewer.js").read_text(encoding="utf-8")
     page.use("viewer", script)
     return page.html()
 
 
-def viewer_data(landscape: Landscape, unit: str) -> dict[str, Any]:
-    """Return what the viewer draws: energies above the lowest one, thinned geometries, bonds and colours."""
+def numbers_table(landscapes: Sequence[Landscape], unit: str) -> str:
+    """Return roughness, differences to references and errors of fitted heads as an HTML table."""
+    names = sorted({name for one in landscapes for name in one.roughness})
+    rows: list[list[Any]] = [[name, *[one.roughness.get(name, "") for one in landscapes]] for name in names]
+    different = dict.fromkeys(name for one in landscapes for name in one.errors())
+    for name in different:
+        values = [one.errors().get(name) for one in landscapes]
+        shown = ["" if value is None else value / UNITS[unit] for value in values]
+        rows.append([f"RMS difference to {name} ({unit})", *shown])
+    for name, said in _FIT_ROWS.items():
+        if any(name in one.fit for one in landscapes):
+            rows.append([f"{said} ({unit})", *[one.fit[name] / UNITS[unit] for one in landscapes]])
+    return table(["", *[one.label for one in landscapes]], rows)
+
+
+def noise_section(landscapes: Sequence[Landscape], unit: str) -> list[str]:
+    """Return the picture of the noise of each atom, and a table beside what displacing each atom costs."""
+    g = landscapes[0].geometries
+    if g.noise is None:
+        return []
+    head = ["atom", "element", "noise (Å)"]
+    columns: list[Sequence[Any]] = [
+        [str(i) for i in range(len(g.atoms))],
+        list(g.atoms.symbols),
+        [float(value) for value in g.noise],
+    ]
+    for one in landscapes:
+        if one.response is not None:
+            head.append(f"{one.label}, this atom alone {g.noise.mean():.3f} Å away ({unit})")
+            columns.append([float(value) / UNITS[unit] for value in one.response])
+    caption = "Atoms by the standard deviation of their learned noise, numbered from 0"
+    rows = [list(row) for row in zip(*columns, strict=True)]
+    return [drawing(draw_noise(g.atoms, g.noise), caption), table(head, rows)]
+
+
+def viewer_data(
+    landscape: Landscape, unit: str, path: Array | None = None, top: float | None = None
+) -> dict[str, Any]:
+    """Return what the viewer draws: energies above the lowest one, thinned geometries, bonds and colours.
+
+    Args:
+        landscape: large ones are thinned evenly to :data:`MOST_POINTS` energies, and the page says so.
+        unit: of energies.
+        path: points ``[T, 2]`` in the plane.
+        top: eV, end of the scale; None takes the landscape's own highest energy.
+    """
+    g = landscape.geometries
+    every = max(1, int(np.ceil((landscape.energies.size / MOST_POINTS) ** (1 / len(g.shape)))))
+    kept = np.ix_(*[range(0, n, every) for n in g.shape])
+    energies = landscape.relative()[kept] / UNITS[unit]
+    axes = [replace(axis, values=axis.values[::every]) for axis in g.axes]
+    data: dict[str, Any] = {
+        "unit": unit,
+        "axes": [{"name": a.name, "unit": a.unit, "values": a.values.round(5).tolist()} for a in axes],
+        # NaN has no place in JSON: null, which the viewer leaves empty
+        "energies": [round(float(e), 6) if np.isfinite(e) else None for e in energies.ravel()],
+        "top": round((float(np.nanmax(landscape.relative())) if top is None else top) / UNITS[unit], 6),
+        "lowest": int(np.nanargmin(energies)),
+        "thinned": every,
+        "curves": [
+            {"name": name, "values": ((v[kept] - np.nanmin(v)) / UNITS[unit]).ravel().round(6).tolist()}
+            for name, v in landscape.references.items()
+        ],
+        "path": None if path is None or len(g.shape) == 1 else np.asarray(path).round(5).tolist(),
+        **_molecule_data(g, every),
+    }
+    if g.noise is not None:
+        data["noise"] = g.noise.round(5).tolist()
+        data["noiseColours"] = noise_colours(g.noise)
+    return data
+
+
+def _molecule_data(g: Geometries, every: int) -> dict[str, Any]:
+    """Return the geometries under the pointer, thinned where there are many, and how to draw them."""
     from ase.data import covalent_radii
     from ase.data.colors import jmol_colors
 
-    g = landscape.geometries
-    atoms, shape = g.atoms, g.shape
-    energies = landscape.relative() / UNITS[unit]
-    stride = max(1, int(np.ceil((energies.size / MOST_FRAMES) ** (1 / len(shape)))))
+    atoms, shape = g.atoms, tuple(-(-n // every) for n in g.shape)
+    stride = max(1, int(np.ceil((np.prod(shape) / MOST_FRAMES) ** (1 / len(shape)))))
     kept = [range(0, n, stride) for n in shape]
-    coarse = g.positions[np.ix_(*kept)] if len(shape) == 2 else g.positions[list(kept[0])]
+    coarse = g.positions[np.ix_(*[[every * i for i in k] for k in kept])]
     centred = coarse.reshape(-1, len(atoms), 3)
     centred = centred - centred.mean(1, keepdims=True)
     nearest = [np.minimum(np.rint(np.arange(n) / stride), (n - 1) // stride).astype(int) for n in shape]
     place = nearest[0] if len(shape) == 1 else nearest[0][:, None] * len(kept[1]) + nearest[1][None, :]
     elements = sorted(set(atoms.numbers.tolist()))
-    bonds = find_bonds(atoms.numbers, atoms.positions)
     return {
-        "unit": unit,
-        "axes": [{"name": a.name, "unit": a.unit, "values": a.values.round(5).tolist()} for a in g.axes],
-        "energies": np.where(np.isfinite(energies), energies, np.nanmax(energies)).ravel().round(6).tolist(),
-        "lowest": int(np.nanargmin(landscape.energies)),
         "numbers": atoms.numbers.tolist(),
+        "symbols": list(atoms.symbols),
         "frames": [frame.ravel().round(3).tolist() for frame in centred],
         "frameOf": np.asarray(place).ravel().tolist(),
-        "bonds": [[int(i), int(j)] for i, j, *_ in bonds],
+        "bonds": [[int(i), int(j)] for i, j, *_ in find_bonds(atoms.numbers, atoms.positions)],
         "colours": {z: _hex(jmol_colors[z]) for z in elements},
         "radii": {z: round(0.45 * float(covalent_radii[z]), 3) for z in elements},
         "size": round(140 / max(1.0, float(np.abs(centred).max())), 2),
     }
 
 
-def _viewer(landscape: Landscape, unit: str) -> str:
-    values = json.dumps(viewer_data(landscape, unit), separators=(",", ":")).replace("</", "<\\/")
+def _viewer(data: dict[str, Any], landscape: Landscape, unit: str) -> str:
+    values = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
     what = escape(f"{landscape.label}: energies in {unit}", quote=True)
+    thinned = f" Every {data['thinned']}th point of the grid is shown." if data["thinned"] > 1 else ""
+    button = (
+        '<button type="button" aria-pressed="true" data-noise>colour atoms by their noise</button>'
+        if "noise" in data
+        else ""
+    )
     return (
-        f'<figure class="plot" data-landscape><canvas role="img" aria-label="{what}"></canvas>'
+        f'<figure class="plot" data-landscape>{button}<div><canvas role="img" aria-label="{what}"></canvas>'
         f'<canvas role="img" aria-label="the molecule under the pointer" style="max-width:20rem"></canvas>'
+        f"</div>"
         f"<output></output><figcaption>{what}, above the lowest. Drag to turn; move over the surface to "
-        f"read it and see the molecule.</figcaption>"
+        f"read it and see the molecule; click an atom to name it.{thinned}</figcaption>"
         f'<script type="application/json">{values}</script></figure>'
     )
 
 
 def _hex(rgb: Any) -> str:
-    return "#" + "".join(f"{round(255 * float(part)):02x}" for part in rgb)
+    return "#" + "".join(f"{round(255 * float(part)):02x}" for part in rgb[:3])

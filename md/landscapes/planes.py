@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ffpretrain.errors import ConfigError, UnsupportedInputError
-from ffpretrain.md.landscapes.surface import Array, Axis, Geometries
+from ffpretrain.md.landscapes.surface import Array, Axis, Geometries, refuse_large
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -61,7 +61,7 @@ def random_plane(atoms: Atoms, points: int = 41, extent: float = 0.15, seed: int
     values = axis_values(points, extent)
     axes = (Axis("direction 1", "Å RMS", values), Axis("direction 2", "Å RMS", values))
     note = f"random plane, seed {seed}, rigid motions removed"
-    return _grid(atoms, axes, np.array([first, second]) * np.sqrt(len(atoms)), "plane", note)
+    return make_plane(atoms, axes, np.array([first, second]) * np.sqrt(len(atoms)), "plane", note)
 
 
 def modes_plane(
@@ -84,7 +84,7 @@ def modes_plane(
     unit = [modes[k] / np.linalg.norm(modes[k]) for k in which]
     values = axis_values(points, extent)
     axes = tuple(Axis(f"mode {k}", "Å RMS", values) for k in which)
-    return _grid(atoms, axes, np.array(unit) * np.sqrt(len(atoms)), "modes", "along normal modes")
+    return make_plane(atoms, axes, np.array(unit) * np.sqrt(len(atoms)), "modes", "along normal modes")
 
 
 def plane_through(structures: Sequence[Atoms], points: int = 41, margin: float = 0.25) -> Geometries:
@@ -114,7 +114,8 @@ def plane_through(structures: Sequence[Atoms], points: int = 41, margin: float =
         Axis(f"direction {i + 1}", "Å RMS", np.linspace(low[i] - reach, high[i] + reach, points) / scale)
         for i in range(2)
     )
-    return _grid(structures[0], axes, np.array([d1, d2]) * scale, "conformations", "plane through three")
+    note = "plane through three conformations, the first at zero"
+    return make_plane(structures[0], axes, np.array([d1, d2]) * scale, "conformations", note)
 
 
 def principal_plane(
@@ -150,7 +151,9 @@ def principal_plane(
         Axis(f"component {i + 1}", "Å RMS", np.linspace(low[i] - reach, high[i] + reach, points))
         for i in range(2)
     )
-    grid = _grid(mean, axes, vt[:2].reshape(2, -1, 3) * scale, "principal components", "of a trajectory")
+    share = np.square(path).sum() * len(mean) / max(float(np.square(off).sum()), 1e-300)
+    note = f"first two principal components of {len(frames)} frames, {share:.0%} of their motion"
+    grid = make_plane(mean, axes, vt[:2].reshape(2, -1, 3) * scale, "principal components", note)
     return grid, path
 
 
@@ -192,10 +195,22 @@ def axis_values(points: int, extent: float) -> Array:
     return np.linspace(-extent, extent, points)
 
 
-def _grid(atoms: Atoms, axes: tuple[Axis, ...], steps: Array, kind: str, note: str) -> Geometries:
-    """Return ``X + sum_k value_k * steps[k]`` for all values of the axes."""
+def make_plane(
+    atoms: Atoms, axes: tuple[Axis, ...], steps: Array, kind: str, note: str, noise: Array | None = None
+) -> Geometries:
+    """Return ``X + sum_k value_k * steps[k]`` for all values of the axes.
+
+    Args:
+        atoms: the structure X.
+        axes: one or two.
+        steps: displacement per unit of each axis ``[K, N, 3]``.
+        kind: as in :class:`Geometries`.
+        note: likewise.
+        noise: likewise.
+    """
+    refuse_large(tuple(len(axis.values) for axis in axes), len(atoms))
     positions = atoms.positions
     for k in reversed(range(len(axes))):
         move = axes[k].values.reshape(-1, *[1] * (len(axes) - 1 - k), 1, 1) * steps[k]
         positions = positions + move
-    return Geometries(atoms, axes, positions, kind, note)
+    return Geometries(atoms, axes, positions, kind, note, noise)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ffpretrain.errors import ConfigError, UnsupportedInputError
-from ffpretrain.md.landscapes.surface import Array, Axis, Geometries
+from ffpretrain.md.landscapes.scan_state import load_state, save_state, state_key
+from ffpretrain.md.landscapes.surface import Array, Axis, Geometries, refuse_large
 from ffpretrain.molecules import find_bonds
 
 if TYPE_CHECKING:
@@ -84,6 +86,7 @@ def rigid_scan(atoms: Atoms, coordinates: Sequence[Coordinate]) -> Geometries:
     """
     sides = [_moving_side(atoms, coordinate) for coordinate in _checked(atoms, coordinates)]
     shape = tuple(len(c.values) for c in coordinates)
+    refuse_large(shape, len(atoms))
     positions = np.empty((*shape, len(atoms), 3))
     for place in np.ndindex(*shape):
         copy = atoms.copy()
@@ -100,6 +103,8 @@ def relaxed_scan(
     fmax: float = 0.02,
     steps: int = 300,
     progress: Callable[[int], object] | None = None,
+    state: Path | None = None,
+    identity: str = "",
 ) -> tuple[Geometries, int]:
     """Return the grid with everything but the coordinates relaxed at each point (ASE's FixInternals, BFGS).
 
@@ -112,6 +117,9 @@ def relaxed_scan(
         fmax: eV/Å, largest force left.
         steps: largest number of steps for each point.
         progress: called with the number of points done.
+        state: file that keeps the points done, so that a stopped scan goes on; removed at the end. One of
+            another scan or calculator is not used.
+        identity: changes whenever the calculator's results would.
 
     Returns:
         The grid, and how many of its points still had larger forces after ``steps``.
@@ -121,9 +129,12 @@ def relaxed_scan(
     """
     sides = [_moving_side(atoms, coordinate) for coordinate in _checked(atoms, coordinates)]
     shape = tuple(len(c.values) for c in coordinates)
-    positions = np.empty((*shape, len(atoms), 3))
-    unfinished = 0
+    refuse_large(shape, len(atoms))
+    key = state_key(atoms, (identity, fmax, steps, *((c.name, c.values.tolist()) for c in coordinates)))
+    positions, start, unfinished = load_state(state, key, (*shape, len(atoms), 3))
     for done, place in enumerate(np.ndindex(*shape)):
+        if done < start:
+            continue
         before = _neighbour(place, done)
         copy = atoms.copy()
         if before is not None:
@@ -132,8 +143,12 @@ def relaxed_scan(
             _set(copy, coordinate, float(coordinate.values[i]), side)
         unfinished += not _relax(copy, coordinates, calculator, fmax, steps)
         positions[place] = copy.positions
+        if state is not None:
+            save_state(state, key, positions, done + 1, unfinished)
         if progress is not None:
             progress(done + 1)
+    if state is not None:
+        state.unlink(missing_ok=True)
     note = f"relaxed scan, forces below {fmax} eV/Å"
     return Geometries(atoms, _axes(coordinates), positions, "scan", note), unfinished
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,31 @@ from ffpretrain.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from ase import Atoms
 
+    from ffpretrain.md.landscapes.labels import Labels
+
 Array = NDArray[np.float64]
+#: bytes of positions that a grid may have; forces are as large, and figures need several copies
+LARGEST_GRID = 1 << 30
+
+
+def refuse_large(shape: tuple[int, ...], n_atoms: int) -> None:
+    """Refuse a grid that memory would not hold; smaller ones are evaluated part by part.
+
+    Args:
+        shape: points along each axis.
+        n_atoms: in each structure.
+
+    Raises:
+        ConfigError: the positions alone would be larger than :data:`LARGEST_GRID`.
+    """
+    points = math.prod(shape)
+    size = points * n_atoms * 3 * 8
+    if size > LARGEST_GRID:
+        most = math.floor((LARGEST_GRID / (24 * n_atoms)) ** (1 / len(shape)))
+        raise ConfigError(
+            f"a grid of {' x '.join(map(str, shape))} structures of {n_atoms} atoms takes {size / 2**30:.1f} "
+            f"GiB for the positions alone; give at most {most} points along an axis"
+        )
 
 
 @dataclass(frozen=True)
@@ -44,6 +69,7 @@ class Geometries:
         positions: Å; the axes' lengths, then ``[N, 3]``.
         kind: ``plane``, ``scan``, ``modes``, …
         note: how they were made, for the files.
+        noise: learned noise of each atom, Å ``[N]``, where the directions were drawn from it.
     """
 
     atoms: Atoms
@@ -51,6 +77,7 @@ class Geometries:
     positions: Array
     kind: str
     note: str = ""
+    noise: Array | None = None
 
     def __post_init__(self) -> None:
         shape = (*(len(axis.values) for axis in self.axes), len(self.atoms), 3)
@@ -62,10 +89,10 @@ class Geometries:
         """Lengths of the axes."""
         return tuple(len(axis.values) for axis in self.axes)
 
-    def structures(self) -> list[Atoms]:
-        """Return every structure, the last axis running fastest."""
+    def structures(self, start: int = 0, stop: int | None = None) -> list[Atoms]:
+        """Return structures ``start`` to ``stop``, the last axis running fastest; all by default."""
         found = []
-        for positions in self.positions.reshape(-1, len(self.atoms), 3):
+        for positions in self.positions.reshape(-1, len(self.atoms), 3)[start:stop]:
             copy = self.atoms.copy()
             copy.positions = positions
             found.append(copy)
@@ -83,6 +110,9 @@ class Landscape:
         forces: eV/Å, the grid's shape and ``[N, 3]``; None for a model without forces.
         references: energies of other methods on the same grid, eV, by label.
         roughness: see :mod:`ffpretrain.md.landscapes.roughness`.
+        labels: labelled frames on the same axes.
+        fit: errors in eV of an energy head that was fitted for this landscape, by name.
+        response: what displacing each atom alone costs, eV ``[N]``, where the noise of each atom is known.
     """
 
     geometries: Geometries
@@ -91,6 +121,9 @@ class Landscape:
     forces: Array | None = None
     references: dict[str, Array] = field(default_factory=dict)
     roughness: dict[str, float] = field(default_factory=dict)
+    labels: Labels | None = None
+    fit: dict[str, float] = field(default_factory=dict)
+    response: Array | None = None
 
     @property
     def axes(self) -> tuple[Axis, ...]:
@@ -102,13 +135,18 @@ class Landscape:
         return self.energies - np.nanmin(self.energies)
 
     def errors(self) -> dict[str, float]:
-        """Return the RMS difference to each reference, eV, each counted from the point of lowest energy."""
+        """Return the RMS difference to each reference and to labelled frames, eV.
+
+        Energies of a reference are counted from the model's point of lowest energy, those of frames from the
+        frame whose label is lowest.
+        """
         place = np.unravel_index(np.nanargmin(self.energies), self.energies.shape)
         own = self.energies - self.energies[place]
-        return {
+        found = {
             name: float(np.sqrt(np.nanmean(np.square(own - (values - values[place])))))
             for name, values in self.references.items()
         }
+        return found if self.labels is None else {**found, self.labels.name: self.labels.rms()}
 
     def write_npz(self, path: Path) -> None:
         """Write every number, in eV and Å.
@@ -129,9 +167,14 @@ class Landscape:
         }
         for i, axis in enumerate(g.axes):
             arrays |= {f"axis{i}": axis.values, f"axis{i}_name": np.array(f"{axis.name} ({axis.unit})")}
+        if g.noise is not None:
+            arrays["noise_angstrom"] = g.noise
         if self.forces is not None:
             arrays["forces_eV_per_angstrom"] = self.forces
         arrays |= {f"reference_{name}_eV": values for name, values in self.references.items()}
+        if self.labels is not None:
+            arrays |= {"label_points": self.labels.points, "label_energies_eV": self.labels.reference}
+            arrays["label_predicted_eV"] = self.labels.predicted
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
         write_bytes(path, buffer.getvalue())

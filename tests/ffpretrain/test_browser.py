@@ -189,6 +189,55 @@ def test_a_landscape_answers_to_the_pointer_and_can_be_turned(browser: Browser, 
     assert browser.run(picture) != first
 
 
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import numpy as np
+
+    from ffpretrain import FFCalculator
+    from ffpretrain.md.landscapes import random_plane
+    from ffpretrain.md.landscapes.surface import Geometries
+
+    folder = tmp_path_factory.mktemp("noise")
+    plane = random_plane(FFCalculator("ndem-ethanol").card.reference_geometry.to_atoms(), points=5)
+    sigma = np.linspace(0.05, 0.15, len(plane.atoms))
+    grid = Geometries(plane.atoms, plane.axes, plane.positions, "learned plane", "", sigma)
+    landscape("ndem-ethanol", geometries=grid, path=np.array([[-0.1, -0.1], [0.1, 0.1]]), out=folder)
+    return folder / "landscape.html"
+
+
+def test_atoms_show_their_noise_and_say_it(browser: Browser, noise: Path) -> None:
+    browser.open(noise)
+    assert browser.errors() == []
+    said = "return document.querySelector('.plot output').textContent"
+    assert "noise" not in browser.run(said)
+    browser.click(".plot canvas + canvas", 10, 10)
+    assert "noise 0." in browser.run(said)
+    picture = "return document.querySelector('.plot canvas + canvas').toDataURL()"
+    by_noise = browser.run(picture)
+    browser.click(".plot button[data-noise]")
+    assert browser.run(picture) != by_noise
+    assert (
+        browser.run("return document.querySelector('[data-noise]').getAttribute('aria-pressed')") == "false"
+    )
+    assert browser.run("return document.querySelectorAll('#noise-of-each-atom svg').length") == 1
+
+
+def test_a_curve_answers_and_shows_its_reference(browser: Browser, tmp_path: Path) -> None:
+    landscape(
+        "ndem-ethanol",
+        scan=["dihedral 1 0 2 8 -180 180 7"],
+        reference="ndem-ethanol",
+        reference_label="the same",
+        out=tmp_path,
+    )
+    browser.open(tmp_path / "landscape.html")
+    assert browser.errors() == []
+    browser.click(".plot canvas", 100, 0)
+    said = browser.run("return document.querySelector('.plot output').textContent")
+    assert said.startswith("dihedral 1-0-2-8")
+    assert "the same" in said
+
+
 def test_a_report_prints(browser: Browser, report: Path) -> None:
     browser.open(report)
     printed = browser.pdf()

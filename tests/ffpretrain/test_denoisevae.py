@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from ffpretrain.artifacts import load_potential, make_card, save_potential
 from ffpretrain.backbones import create_backbone
-from ffpretrain.errors import ConfigError
+from ffpretrain.errors import ConfigError, UnsupportedInputError
 from ffpretrain.graphs import Graph, Sample, batch_graphs
 from ffpretrain.noise import gaussian_noise
 from ffpretrain.objectives import create_objective
@@ -20,6 +22,8 @@ from ffpretrain.objectives.denoisevae import (
     denoising_term,
     kl_divergence,
 )
+from ffpretrain.objectives.fields import DenoisingField
+from ffpretrain.objectives.noise_generator import FieldWithNoise
 from ffpretrain.testing import (
     check_permutation,
     check_reflection,
@@ -402,3 +406,51 @@ def test_the_field_is_the_temperature_times_the_score() -> None:
 def test_bad_options_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         fresh(**options)
+
+
+# ---------------------------------------------------------------- the generator, kept or dropped
+
+
+@pytest.mark.parametrize("options", [{}, {"covariance": "full", "rank": 3}, {"sigma_form": "softplus"}])
+def test_the_generator_is_kept_in_the_file(options: dict[str, object], tmp_path: Path) -> None:
+    objective, clean = make(**options), graph()
+    wanted = objective.noise_generator(clean).detach()
+    path = tmp_path / "m.safetensors"
+    field = objective.potential()
+    save_potential(field, path, make_card(field, "m"))
+    kept = load_potential(path)
+    assert isinstance(kept, FieldWithNoise)
+    assert torch.equal(kept.noise_scale(clean), wanted)
+    assert float(wanted.std()) > 1e-4
+    draws = [kept.draw_noise(clean, seeded(seed)) for seed in (3, 3, 4)]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.allclose(draws[0], draws[2])
+    assert torch.equal(draws[0], field.draw_noise(clean, seeded(3)))
+
+
+@pytest.mark.parametrize("options", [{}, {"covariance": "full", "rank": 3}])
+def test_draws_have_the_learned_size(options: dict[str, object]) -> None:
+    field, clean = make(**options).potential(), graph()
+    assert isinstance(field, FieldWithNoise)
+    generator, sigma = seeded(5), field.noise_scale(clean)
+    draws = torch.stack([field.draw_noise(clean, generator) for _ in range(2000)])
+    # 6000 components an atom: their variance is known to 2 %
+    torch.testing.assert_close(draws.square().mean((0, 2)).sqrt(), sigma, rtol=0.05, atol=0)
+
+
+def test_the_generator_can_be_dropped(tmp_path: Path) -> None:
+    field = make(keep_generator=False).potential()
+    assert type(field) is DenoisingField
+    assert make_card(field, "m").head.name == "vector"
+    with_it = make().potential()
+    torch.testing.assert_close(field(graph())["forces"], with_it(graph())["forces"])
+
+
+def test_a_generator_refuses_elements_it_never_saw() -> None:
+    objective = make()
+    objective.network.known[8] = False
+    field = objective.potential()
+    assert isinstance(field, FieldWithNoise)
+    for ask in (field.noise_scale, lambda g: field.draw_noise(g, seeded())):
+        with pytest.raises(UnsupportedInputError, match="not trained on O"):
+            ask(graph())

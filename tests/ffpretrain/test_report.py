@@ -18,7 +18,7 @@ from ffpretrain.evaluation import Predictions, predict
 from ffpretrain.plots import new_figure
 from ffpretrain.recipes import load_recipe
 from ffpretrain.report import write_report
-from ffpretrain.report.figures import error_by_magnitude, force_parity
+from ffpretrain.report.figures import distances_figure, error_by_magnitude, force_parity
 from ffpretrain.report.page import Page, drawing, table
 from ffpretrain.training import train
 
@@ -123,6 +123,30 @@ def test_what_lies_in_the_folder_is_shown(run: Path, tmp_path: Path) -> None:
     assert any(address.startswith("data:image/png") for address in parsed.addresses)
 
 
+def test_distances_of_runs_and_labelled_frames(tmp_path: Path) -> None:
+    from ase import Atoms
+    from ase.io import write
+
+    folder = tmp_path / "nve"
+    folder.mkdir()
+    (folder / "md.json").write_text(json.dumps({"ensemble": "nve"}))
+    write(folder / "trajectory.traj", [Atoms("OH", [[0, 0, 0], [0, 0, d]]) for d in (1.0, 1.0, 1.6)])
+    figure = distances_figure({"nve": folder / "trajectory.traj"}, open_dataset("ethanol-gfn2"))
+    assert figure is not None
+    (line,) = figure.axes[0].lines  # the frames are of another molecule
+    r, h = line.get_xdata(), line.get_ydata()
+    assert h[np.abs(r - 1.0).argmin()] == pytest.approx(2 / 3 / 0.03)
+    assert h[np.abs(r - 1.6).argmin()] == pytest.approx(1 / 3 / 0.03)
+    frames = open_dataset("ethanol-gfn2")[:20]
+    write(folder / "trajectory.traj", [frame.to_atoms() for frame in frames])
+    both = distances_figure({"nve": folder / "trajectory.traj"}, frames)
+    assert both is not None
+    one, same = both.axes[0].lines
+    assert np.allclose(one.get_ydata(), same.get_ydata())
+    text, _ = parse(write_report("ndem-ethanol", tmp_path / "page.html", beside=tmp_path))
+    assert "h(r)" in text
+
+
 def test_error_by_magnitude_against_plain_numbers() -> None:
     label = np.zeros((100, 3))
     label[:, 0] = np.arange(100)
@@ -174,6 +198,7 @@ def test_tables_escape_and_round() -> None:
     ("arguments", "message"),
     [
         (["no-such-model"], "no-such-model"),
+        (["ndem-ethanol", "--beside", "missing"], "is no folder"),
         (["{folder}"], "holds no model file"),
         (["ndem-ethanol", "--data", "missing.xyz"], "missing.xyz"),
         (["ndem-ethanol", "--data", "ethanol-gfn2", "--limit", "2"], "trained on"),

@@ -1,0 +1,323 @@
+"""Grids in words, labelled frames, free energies, resumed relaxed scans, sizes, MMFF94."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import ase.build
+import ase.io
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.calculators.calculator import CalculatorSetupError
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from ffpretrain.cli import main
+from ffpretrain.datasets import open_dataset
+from ffpretrain.datasets.engines import open_engine
+from ffpretrain.errors import ConfigError, DataError, UnsupportedInputError
+from ffpretrain.md import landscape
+from ffpretrain.md.landscapes import (
+    along,
+    free_energy_landscape,
+    minimum_energy_path,
+    parse_coordinate,
+    random_plane,
+    relaxed_scan,
+    rigid_scan,
+)
+from ffpretrain.md.landscapes.figures import draw, label_heights
+from ffpretrain.md.landscapes.grids import relax
+from ffpretrain.md.landscapes.labels import coordinates_of
+from ffpretrain.md.landscapes.page import MOST_POINTS, viewer_data
+from ffpretrain.md.landscapes.planes import superimposed
+from ffpretrain.md.landscapes.surface import Landscape
+from ffpretrain.units import KCAL_PER_MOL
+
+
+def rattled(atoms: Atoms, count: int, size: float = 0.05) -> list[Atoms]:
+    found = []
+    for seed in range(count):
+        one = atoms.copy()
+        one.rattle(size, seed=seed)
+        found.append(one)
+    return found
+
+
+# grids in words
+
+
+def test_modes_are_taken_at_the_minimum(ethanol: Atoms, springs) -> None:  # type: ignore[no-untyped-def]
+    calculator = springs(ethanol)
+    grid, path = along("modes 0 3", rattled(ethanol, 1)[0], lambda: calculator, points=5, extent=0.05)
+    assert path is None
+    (found,) = landscape(calculator, geometries=grid)
+    assert found.energies[2, 2] == found.energies.min()
+    assert "mode 0" in grid.note and "1/cm" in grid.note
+    # the softer mode is the softer direction
+    assert found.energies[0, 2] < found.energies[2, 0]
+    off = superimposed(grid.atoms, ethanol) - ethanol.positions
+    assert np.abs(off).max() < 0.01
+
+
+def test_a_trajectory_and_conformations_from_files(ethanol: Atoms, springs, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    file = tmp_path / "t.extxyz"
+    ase.io.write(file, rattled(ethanol, 6))
+    grid, path = along(f"trajectory {file}", ethanol, lambda: springs(ethanol), points=5)
+    assert grid.kind == "principal components"
+    assert path is not None and path.shape == (6, 2)
+    ase.io.write(file, rattled(ethanol, 3))
+    assert along(f"conformations {file}", ethanol, lambda: springs(ethanol), points=4)[0].shape == (4, 4)
+    with pytest.raises(DataError, match="no such file"):
+        along("trajectory missing.traj", ethanol, lambda: springs(ethanol))
+
+
+def test_a_band_starts_and_ends_at_minima(springs, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    start = ase.build.molecule("NH3")
+    calculator = springs(start)
+    end = start.copy()
+    end.positions[:, 2] *= -1
+    ase.io.write(tmp_path / "end.xyz", rattled(end, 1, 0.03)[0])
+    grid, _ = along(f"band {tmp_path / 'end.xyz'}", rattled(start, 1, 0.03)[0], lambda: calculator)
+    (found,) = landscape(calculator, geometries=grid)
+    assert found.energies[[0, -1]] == pytest.approx([0, 0], abs=1e-3)
+    assert found.energies.argmax() == 5
+    ase.io.write(tmp_path / "same.xyz", rattled(start, 2, 0.03)[1])
+    with pytest.raises(UnsupportedInputError, match="relax to one minimum"):
+        along(f"band {tmp_path / 'same.xyz'}", start, lambda: calculator)
+    ends = [relax(one, calculator) for one in (start, end)]
+    wanted, _ = minimum_energy_path(ends[0], ends[1], calculator, images=11)
+    (again,) = landscape(calculator, geometries=wanted)
+    assert found.energies.max() == pytest.approx(again.energies.max(), rel=0.02)
+
+
+@pytest.mark.parametrize("words", ["", "modes", "modes x", "trajectory", "spiral 1"])
+def test_other_words_are_refused(words: str, ethanol: Atoms, springs) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ConfigError, match="'modes K"):
+        along(words, ethanol, lambda: springs(ethanol))
+
+
+def test_one_kind_of_grid_at_a_time(ethanol: Atoms, springs) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ConfigError, match="scan and along"):
+        landscape(springs(ethanol), ethanol, scan=["bond 0 1 1.4 1.6 3"], along="modes 0")
+
+
+# relaxed scans go on
+
+
+def test_a_stopped_relaxed_scan_goes_on(ethanol: Atoms, springs, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    calculator, state = springs(ethanol), tmp_path / "state.npz"
+    coordinate = parse_coordinate("bond 0 1 1.45 1.6 4")
+
+    def stop(done: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        relaxed_scan(ethanol, [coordinate], calculator, progress=stop, state=state)
+    seen: list[int] = []
+    found, _ = relaxed_scan(ethanol, [coordinate], calculator, progress=seen.append, state=state)
+    assert seen == [3, 4]
+    assert not state.exists()
+    fresh, _ = relaxed_scan(ethanol, [coordinate], calculator)
+    assert np.array_equal(found.positions, fresh.positions)
+
+
+def test_the_state_of_another_scan_is_not_used(ethanol: Atoms, springs, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    calculator, state = springs(ethanol), tmp_path / "state.npz"
+
+    def stop(done: int) -> None:
+        raise KeyboardInterrupt
+
+    words = "bond 0 1 1.45 1.6 3"
+    with pytest.raises(KeyboardInterrupt):
+        relaxed_scan(ethanol, [parse_coordinate(words)], calculator, progress=stop, state=state, identity="a")
+    seen: list[int] = []
+    relaxed_scan(
+        ethanol, [parse_coordinate(words)], calculator, progress=seen.append, state=state, identity="b"
+    )
+    assert seen == [1, 2, 3]
+    state.write_bytes(b"PK\x03\x04 broken")
+    with pytest.raises(DataError, match="remove it to start anew"):
+        relaxed_scan(ethanol, [parse_coordinate(words)], calculator, state=state)
+
+
+# labelled frames
+
+
+def labelled(frames: list[Atoms], calculator, path: Path, shift: float = 0.0) -> Path:  # type: ignore[no-untyped-def]
+    for frame in frames:
+        frame.calc = calculator
+        energy, forces = frame.get_potential_energy(), frame.get_forces()
+        frame.calc = SinglePointCalculator(frame, energy=energy + shift, forces=forces)
+    ase.io.write(path, frames)
+    return path
+
+
+def test_frames_lie_where_they_were_made(ethanol: Atoms) -> None:
+    scan = rigid_scan(ethanol, [parse_coordinate("dihedral 0 1 2 3 0 300 4")])
+    assert np.allclose(coordinates_of(scan.structures(), scan)[:, 0], [0, 100, 200, 300])
+    plane = random_plane(ethanol, 5, 0.02)
+    x, y = (axis.values for axis in plane.axes)
+    wanted = np.stack(np.meshgrid(x, y, indexing="ij"), -1).reshape(-1, 2)
+    turned = plane.structures()
+    for one in turned:
+        one.rotate(50, (1, 2, 3))
+    # turned back only to second order in the displacements
+    assert np.allclose(coordinates_of(turned, plane), wanted, atol=1e-3)
+
+
+def test_the_error_on_frames_is_that_of_their_energies(ethanol: Atoms, springs, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    frames = random_plane(ethanol, 3, 0.05).structures()
+    path = labelled(frames, springs(ethanol, 5.0), tmp_path / "f.extxyz", shift=-7.0)
+    data, out = open_dataset(path), tmp_path / "o"
+    (found,) = landscape(springs(ethanol, 4.0), ethanol, points=5, extent=0.05, labels=data, out=out)
+    truth = np.array([frame.energy for frame in data])
+    above = truth - truth.min()
+    assert found.labels is not None
+    assert found.errors()[found.labels.name] == pytest.approx(np.sqrt(np.mean((0.2 * above) ** 2)), rel=1e-3)
+    assert np.allclose(label_heights(found), above, atol=1e-9)
+    points = draw([found], "eV").axes[0].collections[-1]
+    assert np.allclose(points.get_offsets(), found.labels.points)
+    assert np.allclose(points.get_array(), above)
+    with np.load(out / "landscape.npz") as content:
+        assert np.array_equal(content["label_energies_eV"], truth)
+
+
+def test_frames_of_another_molecule_are_refused(ethanol: Atoms, springs, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    water = ase.build.molecule("H2O")
+    path = labelled([water], springs(water), tmp_path / "w.extxyz")
+    with pytest.raises(DataError, match="frame 0 is not C2H6O"):
+        landscape(springs(ethanol), ethanol, points=3, labels=open_dataset(path))
+
+
+# free energy
+
+
+def test_a_free_energy_is_a_landscape(ethanol: Atoms, tmp_path: Path) -> None:
+    values = np.linspace(1.4, 1.6, 40)
+    frames = rigid_scan(ethanol, [parse_coordinate("bond 0 1 1.4 1.6 40")]).structures()
+    frames += frames[:8]
+    found = free_energy_landscape(frames, ["bond 0 1"], 300.0, bins=5)
+    kT = 8.617333262e-5 * 300
+    # eight frames in every bin, sixteen in the first
+    assert np.allclose(found.energies, [0, *[kT * np.log(2)] * 4], atol=1e-9)
+    for place, atoms in enumerate(found.geometries.structures()):
+        near = values[np.abs(values - found.axes[0].values[place]).argmin()]
+        assert atoms.get_distance(0, 1) == pytest.approx(near)
+    with pytest.raises(ConfigError, match="one or two"):
+        free_energy_landscape(frames, [], 300.0)
+
+
+def test_the_command_reads_a_free_energy_off_a_trajectory(
+    ethanol: Atoms, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = tmp_path / "t.extxyz", tmp_path / "out"
+    frames = rigid_scan(ethanol, [parse_coordinate("bond 0 1 1.4 1.6 9")]).structures()
+    ase.io.write(file, [*frames[:3], *frames[6:]])
+    words = ["landscape", "--free-energy", str(file), "--scan", "bond 0 1", "--points", "9", "--json"]
+    with pytest.raises(SystemExit, match="0"):
+        main([*words, "--out", str(out)])
+    result = json.loads(capsys.readouterr().out)
+    assert result["kind"] == "free energy"
+    with np.load(out / "landscape.npz") as content:
+        assert np.isnan(content["energies_eV"]).sum() == 3
+    assert "not sampled" in (out / "landscape.html").read_text()
+    with pytest.raises(SystemExit, match="2"):
+        main([*words, "ndem-ethanol", "--out", str(out)])
+    assert "leave the models out" in capsys.readouterr().err
+
+
+# sizes and scales
+
+
+def test_a_grid_that_memory_would_not_hold_is_refused(ethanol: Atoms) -> None:
+    with pytest.raises(ConfigError, match=r"GiB for the positions alone; give at most \d+ points"):
+        random_plane(ethanol, points=20_001)
+    words = "bond 0 1 1.4 1.6 30000"
+    with pytest.raises(ConfigError, match="give at most"):
+        rigid_scan(ethanol, [parse_coordinate(words), parse_coordinate("angle 0 1 2 100 120 30000")])
+
+
+def test_the_page_of_a_large_grid_shows_every_second_point_and_says_so(ethanol: Atoms) -> None:
+    grid = random_plane(ethanol, points=201)
+    energies = np.arange(201.0**2).reshape(201, 201)
+    data = viewer_data(Landscape(grid, "test", energies), "eV", top=1e5)
+    assert data["thinned"] == 2
+    assert len(data["energies"]) == 101**2 <= MOST_POINTS
+    assert data["energies"][102] == energies[2, 2]
+    assert data["top"] == 1e5
+    assert len(data["frameOf"]) == 101**2
+
+
+def test_references_are_maps_beside_the_model(ethanol: Atoms, springs) -> None:  # type: ignore[no-untyped-def]
+    (found,) = landscape(
+        springs(ethanol), ethanol, points=5, reference=springs(ethanol, 9.0), reference_label="R"
+    )
+    figure = draw([found], "eV")
+    assert [axis.get_title() for axis in figure.axes[:2]] == [found.label, "R"]
+    reference = found.references["R"]
+    mesh = figure.axes[1].collections[0]
+    assert np.allclose(mesh.get_array().reshape(5, 5), (reference - reference.min()).T)
+    assert mesh.get_clim()[1] == pytest.approx((reference - reference.min()).max())
+
+
+def test_models_of_one_name_are_told_apart(ethanol: Atoms, springs) -> None:  # type: ignore[no-untyped-def]
+    found = landscape([springs(ethanol), springs(ethanol)], ethanol, points=3)
+    assert [one.label for one in found] == ["springs (1)", "springs (2)"]
+
+
+def test_a_band_has_no_place_for_frames(springs, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    start = ase.build.molecule("NH3")
+    end = start.copy()
+    end.positions[:, 2] *= -1
+    grid, _ = minimum_energy_path(start, end, springs(start), images=3, steps=1)
+    with pytest.raises(ConfigError, match="no place on a path"):
+        coordinates_of([start], grid)
+
+
+def test_no_minimum_is_said(ethanol: Atoms, springs, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    from ffpretrain.md.landscapes import grids
+
+    monkeypatch.setattr(grids, "_STEPS", 1)
+    with pytest.raises(UnsupportedInputError, match="no minimum found"):
+        relax(rattled(ethanol, 1, 0.1)[0], springs(ethanol))
+
+
+# MMFF94
+
+
+def test_mmff_has_the_forces_of_its_energy_and_keeps_the_bonds() -> None:
+    pytest.importorskip("rdkit")
+    atoms = ase.build.molecule("CH3CH2OH")
+    atoms.calc = open_engine("mmff").calculator
+    atoms.rattle(0.02, seed=0)
+    forces = atoms.get_forces()
+    for i, k in ((0, 0), (2, 1), (5, 2)):
+        energies = []
+        for step in (1e-4, -1e-4):
+            moved = atoms.copy()
+            moved.calc = atoms.calc
+            moved.positions[i, k] += step
+            energies.append(moved.get_potential_energy())
+        assert (energies[1] - energies[0]) / 2e-4 == pytest.approx(forces[i, k], abs=1e-5)
+    stretched = atoms.copy()
+    stretched.calc = atoms.calc
+    stretched.set_distance(0, 1, 3.0, fix=0)
+    # far beyond where bonds would be found, it still costs what a bond costs
+    assert stretched.get_potential_energy() - atoms.get_potential_energy() > 100 * KCAL_PER_MOL
+
+
+@pytest.mark.parametrize(
+    ("atoms", "message"),
+    [
+        (Atoms("H", [[0, 0, 0]], cell=[5, 5, 5], pbc=True), "set pbc to False"),
+        (Atoms("OH", [[0, 0, 0], [0, 0, 0.97]]), "finds no bonds in HO|has no parameters"),
+    ],
+)
+def test_mmff_says_what_it_cannot_do(atoms: Atoms, message: str) -> None:
+    pytest.importorskip("rdkit")
+    atoms.calc = open_engine("mmff").calculator
+    with pytest.raises(CalculatorSetupError, match=message):
+        atoms.get_potential_energy()
