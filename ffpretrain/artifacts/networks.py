@@ -163,7 +163,7 @@ def _describe_learned(model: Learned) -> dict[str, Any]:
     factor = model.factor.item()
     return {
         "kind": "potential" if model.conservative else "field",
-        "head": {"name": model.head_name, "options": {}},
+        "head": {"name": model.head_name, "options": model.head_options()},
         "energy_scale": factor if model.conservative else 1.0,
         "energy_shift": 0.0,
         "force_scale": None if model.conservative else factor,

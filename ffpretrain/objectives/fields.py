@@ -7,7 +7,7 @@ displacement is ``-sigma^2 grad log p_sigma`` (Tweedie; Vincent 2011). With ``p 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,10 @@ class Learned(Model):
     def __init__(self, network: Model, head: nn.Module, factor: float, card: ModelCard | None = None) -> None:
         super().__init__(network.backbone, head, network.known.clone(), card)
         self.register_buffer("factor", torch.tensor(factor, dtype=torch.float64, device=self.known.device))
+
+    def head_options(self) -> dict[str, Any]:
+        """Return what, beside the number of features, builds the head again."""
+        return {}
 
 
 class DenoisingField(Learned):
