@@ -63,7 +63,7 @@ def velocity_spectrum(velocities: Array, masses: Array, timestep: float) -> Spec
     power = (np.abs(np.fft.rfft(weighted, axis=0)) ** 2).sum((1, 2))
     # negative frequencies are folded onto positive ones; the first has none, nor the last of an even T
     power[1 : None if len(v) % 2 else -1] *= 2
-    wavenumber = np.fft.rfftfreq(len(v), timestep) / units.SPEED_OF_LIGHT
+    wavenumber = np.asarray(np.fft.rfftfreq(len(v), timestep) / units.SPEED_OF_LIGHT, dtype=np.float64)
     # Parseval: the sum over wavenumbers is the window's mean of sum m v^2
     density = power / (len(v) * np.square(window).sum() * wavenumber[1])
     return Spectrum(wavenumber, density)

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,17 @@ from ffpretrain.datasets.store import write_store
 from ffpretrain.errors import ConfigError, DataError, MissingDependencyError, UserError
 from ffpretrain.graphs import Graph
 from ffpretrain.md import validate
-from ffpretrain.md.validation import Plan, engines, examination, plan, relabel, stability, subject
+from ffpretrain.md.stability import StabilityCheck
+from ffpretrain.md.validation import (
+    Plan,
+    conservation,
+    engines,
+    examination,
+    plan,
+    relabel,
+    stability,
+    subject,
+)
 from ffpretrain.md.validation.distances import (
     BIN,
     Distances,
@@ -464,6 +475,36 @@ def test_a_miss_exits_1_and_json_is_printed(
     result = json.loads(output.out)
     assert result == json.loads((tmp_path / "out" / "validation.json").read_text())
     assert not result["passed"] and "nve         missed" in output.err
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_constant_energy_run_goes_on_where_it_was_stopped(
+    methane_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    often = partial(conservation.simulate, restart_interval=10)
+    monkeypatch.setattr(conservation, "simulate", often)
+    words = ("any", methane_file, "--device", "cpu", "--seed", 3)
+    assert command(*words, "--out", tmp_path / "whole") == 0
+    right, steps = StabilityCheck.check_step, []
+
+    def interrupted(self: StabilityCheck, atoms: Atoms, step: int) -> None:
+        steps.append(step)
+        if step == 25 and len(steps) == 25:
+            raise KeyboardInterrupt
+        right(self, atoms, step)
+
+    monkeypatch.setattr(StabilityCheck, "check_step", interrupted)
+    assert command(*words, "--out", tmp_path / "out") == 130
+    assert command(*words, "--out", tmp_path / "out", "--resume") == 0
+    # from the restart file of step 20 on, to the 40 steps of the plan
+    assert steps == [*range(1, 26), *range(21, 41)]
+    checks = [
+        json.loads((tmp_path / name / "validation.json").read_text())["checks"]["nve"]
+        for name in ("whole", "out")
+    ]
+    for check in checks:
+        check["measured"].pop("ms_per_step")
+    assert checks[0] == checks[1]
 
 
 @pytest.mark.usefixtures("tiny")
