@@ -60,6 +60,9 @@ def open_rmd17(
     the same folder, in ``splits/`` or ``../splits/``: ``split=1`` as ``"train"`` and ``"test"``,
     ``split=None`` all of them as ``"train_01"``, ``"test_01"``, ...
 
+    The geometries come from MD17's dynamics, on another potential energy surface than that of the revised
+    labels; the frames' property ``sampling_energy`` is their energy on that one, in eV.
+
     Args:
         path_or_molecule: an ``.npz`` path, or a molecule such as ``"aspirin"``.
         labels: ``"revised"`` (PBE/def2-SVP) or ``"original"`` (MD17's own labels of the same frames).
@@ -178,11 +181,14 @@ def _open_file(path: Path, name: str, labels: str, splits: dict[str, NDArray[np.
 def _load(path: Path, labels: str) -> dict[str, NDArray[Any]]:
     energy_key, force_key = _LABEL_KEYS[labels]
     needed = ("nuclear_charges", "coords", energy_key, force_key)
-    arrays = _io.read_npz(path, (*needed, "old_indices"))
+    sampled = ("old_energies",) if labels == "revised" else ()
+    arrays = _io.read_npz(path, (*needed, *sampled, "old_indices"))
     missing = [key for key in needed if key not in arrays]
     if missing:
         raise DataError(f"{path}: has no {missing[0]!r}, so it is no rMD17 file with {labels} labels")
-    _io.check_real(path, arrays, ("coords", energy_key, force_key))
+    _io.check_real(
+        path, arrays, ("coords", energy_key, force_key, *(key for key in sampled if key in arrays))
+    )
     return arrays
 
 
@@ -190,7 +196,9 @@ def _dataset(
     file: object, arrays: dict[str, NDArray[Any]], metadata: DatasetMetadata, labels: str
 ) -> ArrayDataset:
     energy_key, force_key = _LABEL_KEYS[labels]
-    indices = arrays.get("old_indices")
+    properties = {"old_index": arrays["old_indices"]} if "old_indices" in arrays else {}
+    if labels == "revised" and "old_energies" in arrays:
+        properties["sampling_energy"] = UNITS.energies(arrays["old_energies"])
     return ArrayDataset(
         file,
         arrays["nuclear_charges"],
@@ -198,7 +206,7 @@ def _dataset(
         metadata,
         energy=UNITS.energies(arrays[energy_key]),
         forces=UNITS.forces(arrays[force_key]),
-        properties={} if indices is None else {"old_index": indices},
+        properties=properties,
     )
 
 
@@ -214,7 +222,7 @@ def _metadata(
         licence="CC0-1.0",
         units=UNITS.as_dict(),
         splits=splits,
-        properties={"old_index": "index of the frame in the original MD17 file"},
+        properties={"old_index": "index of the frame in the original MD17 file", "sampling_energy": "eV"},
     )
 
 

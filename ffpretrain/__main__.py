@@ -1,6 +1,6 @@
 """``python -m ffpretrain`` is the ``ffpretrain`` command."""
 
-from ffpretrain.cli import main
+from ffpretrain.cli import run
 
 if __name__ == "__main__":
-    main()
+    run()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,56 @@ def check_level_of_theory(potential: Model, frames: Dataset) -> None:
             f"the model was trained on {ours} labels and {frames.metadata.name} has {theirs}; "
             "evaluate on labels of the same method"
         )
+
+
+def unfamiliar(model: Model, frames: Dataset) -> list[str]:
+    """Say what of the frames the model was not trained on: compositions, total charges, multiplicities.
+
+    Nothing is known of a model without a card. Elements it never saw are left to it: it refuses them.
+
+    Args:
+        model: whose card is read.
+        frames: that it is to be evaluated on.
+
+    Returns:
+        One line for each kind of difference; none where all frames are familiar.
+    """
+    card = model.card
+    if card is None:
+        return []
+    from ase.data import chemical_symbols
+    from ase.formula import Formula
+
+    found: dict[str, Counter[Any]] = {
+        "composition": Counter(),
+        "charge": Counter(),
+        "multiplicity": Counter(),
+    }
+    for frame in frames:
+        found["composition"][tuple(sorted(frame.numbers.tolist()))] += 1
+        found["charge"][frame.charge] += 1
+        found["multiplicity"][frame.spin] += 1
+    formulas: Counter[Any] = Counter()
+    for numbers, count in found["composition"].items():
+        formulas[Formula.from_list([chemical_symbols[z] for z in numbers]).format("hill")] += count
+    found["composition"] = formulas
+    known = {"composition": card.compositions, "charge": card.charges, "multiplicity": card.spins}
+    lines = []
+    for what, learned in known.items():
+        strange = {value: n for value, n in found[what].items() if learned and value not in learned}
+        if strange:
+            names = _some(sorted(strange, key=str))
+            lines.append(
+                f"{sum(strange.values())} of {len(frames)} frames have {what} {names}, which the model was "
+                f"not trained on ({_some(learned or [])})"
+            )
+    return lines
+
+
+def _some(values: Sequence[Any], most: int = 3) -> str:
+    """Return the first of some values, and how many more there are."""
+    shown = ", ".join(str(value) for value in values[:most])
+    return shown if len(values) <= most else f"{shown} and {len(values) - most} more"
 
 
 def predict(potential: Model, frames: Dataset, progress: Callable[[int], Any] | None = None) -> Predictions:

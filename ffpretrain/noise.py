@@ -221,6 +221,24 @@ def riemann_gaussian_target(noisy: Tensor, clean: Tensor, sigma: Tensor, batch: 
     return torch.where((divisor > 0)[batch].unsqueeze(1), found.score / divisor[batch].unsqueeze(1), 0.0)
 
 
+def riemann_gaussian_slope(n_atoms: Tensor, shape: float | Tensor) -> Tensor:
+    """Return c, the number by which ``sigma S / alpha`` comes closest to ``-(displacement) / sigma`` ``[B]``.
+
+    To first order the target of 3D-EMGP is ``-L d / (sigma |M|)`` for a displacement d, with the linear map
+    ``L d = d M + Y (d^T Y)`` and the second moments ``M = Y^T Y`` of the structure (rows are atoms). L weighs
+    directions by M, so no number makes it the identity; least squares over isotropic noise gives
+    ``c = tr(L) |M| / tr(L^2) = N sqrt(shape) / (N + 1 + shape)``, from ``tr L = N tr M`` and
+    ``tr L^2 = (N + 1) |M|^2 + (tr M)^2``. For two atoms it is exact: 1/2.
+
+    Args:
+        n_atoms: N of each structure ``[B]``.
+        shape: ``(tr M)^2 / tr(M^2)``: 1 for a rod, 2 for a disk, 3 for a ball; no more than N - 1.
+    """
+    n = n_atoms.to(torch.float64)
+    bounded = torch.minimum(n - 1, torch.as_tensor(shape).to(n))
+    return n * bounded.sqrt() / (n + 1 + bounded)
+
+
 def riemann_gaussian_sample(
     clean: Tensor,
     sigma: Tensor,

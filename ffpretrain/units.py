@@ -18,6 +18,8 @@ KB: float = _ase.kB
 FS: float = _ase.fs
 #: energy in eV of a wavenumber of 1/cm
 INVERSE_CM: float = _ase.invcm
+#: cm/fs: what turns a frequency in 1/fs into a wavenumber in 1/cm
+SPEED_OF_LIGHT: float = _ase._c * 1e-13
 
 ENERGY_UNITS: dict[str, float] = {
     "ev": 1.0,

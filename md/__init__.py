@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ffpretrain.md.landscapes import landscape
     from ffpretrain.md.runtime import Runtime
     from ffpretrain.md.simulation import SimulationResult, simulate
+    from ffpretrain.md.spectrum import Spectrum, velocity_spectrum
     from ffpretrain.md.validation import validate
     from ffpretrain.md.without_energy import forces_only
 
@@ -20,13 +21,25 @@ _LAZY = {
     "FFCalculator": "ffpretrain.md.calculator",
     "Runtime": "ffpretrain.md.runtime",
     "SimulationResult": "ffpretrain.md.simulation",
+    "Spectrum": "ffpretrain.md.spectrum",
     "landscape": "ffpretrain.md.landscapes",
     "forces_only": "ffpretrain.md.without_energy",
     "simulate": "ffpretrain.md.simulation",
     "validate": "ffpretrain.md.validation",
+    "velocity_spectrum": "ffpretrain.md.spectrum",
 }
 
-__all__ = ["FFCalculator", "Runtime", "SimulationResult", "forces_only", "landscape", "simulate", "validate"]
+__all__ = [
+    "FFCalculator",
+    "Runtime",
+    "SimulationResult",
+    "Spectrum",
+    "forces_only",
+    "landscape",
+    "simulate",
+    "validate",
+    "velocity_spectrum",
+]
 
 
 def __getattr__(name: str) -> Any:

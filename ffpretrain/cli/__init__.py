@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -10,7 +12,7 @@ from typing import NoReturn, TextIO
 from ffpretrain.cli.app import build_command
 from ffpretrain.errors import UserError
 
-__all__ = ["main"]
+__all__ = ["main", "run"]
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -43,6 +45,26 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     sys.exit(0)
+
+
+def run() -> NoReturn:
+    """Be the program ``ffpretrain``: :func:`main`, and after Ctrl-C leave at once.
+
+    What is to be said and written has been by then. Taking torch and a dataset in memory apart piece by piece
+    would take seconds more, in which a second Ctrl-C prints a traceback.
+
+    Raises:
+        SystemExit: with the exit code.
+    """
+    try:
+        main()
+    except SystemExit as left:
+        if left.code == INTERRUPTED:
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(INTERRUPTED)
+        raise
 
 
 def _show_warning(

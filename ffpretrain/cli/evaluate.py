@@ -33,7 +33,7 @@ def evaluate(
     from ffpretrain.cli.progress import counting
     from ffpretrain.datasets import open_dataset
     from ffpretrain.datasets.splits import load_splits
-    from ffpretrain.evaluation import measure
+    from ffpretrain.evaluation import measure, unfamiliar
 
     potential = load_potential(model, device=device, dtype=dtype)
     frames = open_dataset(data, *([molecule] if molecule else []), **reader_options(option))
@@ -41,6 +41,9 @@ def evaluate(
         frames = load_splits(split, frames).apply(frames)[part]
     if limit is not None:
         frames = frames[: min(limit, len(frames))]
+    strange = unfamiliar(potential, frames)
+    for line in strange:
+        typer.echo(f"warning: {line}; expect larger errors there", err=True)
     with counting("evaluate", len(frames), quiet=as_json) as advance:
         table = measure(potential, frames, advance)
     description = f"{frames.metadata.name}, {_which(option, split, part)}{len(frames)} frames"
@@ -57,6 +60,7 @@ def evaluate(
         "n_frames": len(frames),
         "level_of_theory": frames.metadata.level_of_theory,
         "training_files_among_data": shared,
+        "unfamiliar": strange,
         "errors": {name: quantity.model_dump() for name, quantity in table.items()},
     }
     if as_json:

@@ -15,7 +15,9 @@ target is Riemannian. The target has neither net force nor torque, and none to f
 of a planar molecule; a prediction of zero costs ``N + 1 + (tr M)^2 / tr M^2`` at small sigma (M: second
 moments of the clean structure). Levels reach 10 Å, where nothing is left of the molecule. The network is
 not told the level. At small sigma the target is not the score of the positions but that score weighted by
-M: twice its size for two atoms, ``1 / sqrt(3)`` of it for most directions of a large round molecule.
+M: twice its size for two atoms, ``1 / sqrt(3)`` of it for most directions of a large round molecule. What is
+learned is read as forces by the one number that fits best over all directions, which depends on the number
+of atoms and on ``shape``: see :func:`~ffpretrain.noise.riemann_gaussian_slope`.
 
 What the paper leaves open, and what is chosen here: the node decoder is a two-layer perceptron on the
 backbone's scalars, its edges are those of the backbone's cutoff and not all pairs with bond types.
@@ -36,11 +38,12 @@ from torch import Tensor, nn
 
 from ffpretrain.backbones.base import Features
 from ffpretrain.errors import ConfigError
-from ffpretrain.graphs import Graph, Sample
+from ffpretrain.graphs import Graph, Sample, atoms_per_graph
 from ffpretrain.noise import (
     FrameGenerators,
     noise_levels,
     riemann_gaussian_noise,
+    riemann_gaussian_slope,
     riemann_gaussian_target,
 )
 from ffpretrain.objectives.base import Objective, displaced, graph_of, index_of, mean_over
@@ -60,10 +63,13 @@ class PooledEnergy(nn.Module):
 
     Args:
         n_features: F of the backbone.
+        shape: of the molecules, as for :func:`~ffpretrain.noise.riemann_gaussian_slope`, where the energy was
+            trained on the Riemannian target; None where its gradient is a score as it is.
     """
 
-    def __init__(self, n_features: int) -> None:
+    def __init__(self, n_features: int, shape: float | None = None) -> None:
         super().__init__()
+        self.shape = shape
         self.node = _perceptron(n_features, n_features, n_features)
         self.project = _perceptron(n_features, n_features, 1)
 
@@ -96,6 +102,10 @@ class PooledPotential(Learned):
     head_class: ClassVar[type[nn.Module]] = PooledEnergy
     head: PooledEnergy
 
+    def head_options(self) -> dict[str, float]:
+        """See :class:`~ffpretrain.objectives.fields.Learned`."""
+        return {} if self.head.shape is None else {"shape": self.head.shape}
+
     def forward(self, graph: Graph, *, forces: bool = True, stress: bool | None = None) -> dict[str, Tensor]:
         """Evaluate a graph.
 
@@ -115,9 +125,12 @@ class PooledPotential(Learned):
             raise ConfigError("this potential has no stress; train with labels, or with coord, for one")
         with torch.enable_grad():
             _, energy, force = self.head(self, graph)
-        out = {"energy": energy.detach().to(torch.float64) * self.factor}
+        factor = self.factor.expand(graph.n_graphs)
+        if self.head.shape is not None:
+            factor = factor * riemann_gaussian_slope(atoms_per_graph(graph), self.head.shape)
+        out = {"energy": energy.detach().to(torch.float64) * factor}
         if forces:
-            out["forces"] = force.detach().to(graph.pos) * self.factor.to(graph.pos)
+            out["forces"] = force.detach().to(graph.pos) * factor[graph.batch].unsqueeze(1).to(graph.pos)
         return out
 
 
@@ -141,6 +154,8 @@ class EMGP(Objective):
         efp_weight: weight of force prediction (lambda_1).
         inp_weight: weight of noise-scale prediction (lambda_2).
         target: ``riemann``, ``gaussian`` or ``distance``; the last one is for molecules and learns no energy.
+        shape: of the molecules, 1 (rod) to 3 (ball), for reading a Riemannian target as forces; 2.1 is the
+            median over QM9, and the size of forces depends little on it.
 
     Raises:
         ConfigError: an option out of range.
@@ -160,6 +175,7 @@ class EMGP(Objective):
         efp_weight: float = 1.0,
         inp_weight: float = 0.2,
         target: str = "riemann",
+        shape: float = 2.1,
     ) -> None:
         super().__init__(potential)
         if langevin_steps < 1:
@@ -168,10 +184,12 @@ class EMGP(Objective):
             raise ConfigError("3d-emgp: weights must be finite, not negative, nor both zero")
         if target not in TARGETS:
             raise ConfigError(f"3d-emgp: unknown target {target!r}; known: {', '.join(TARGETS)}")
+        if not 1 <= shape <= 3:
+            raise ConfigError(f"3d-emgp: shape={shape} must lie between 1 (a rod) and 3 (a ball)")
         self.langevin_steps, self.efp_weight, self.inp_weight = langevin_steps, efp_weight, inp_weight
         self.register_buffer("sigmas", noise_levels(sigma_max, sigma_min, levels), persistent=False)
         n_features = potential.backbone.n_features
-        self.energy_head = PooledEnergy(n_features)
+        self.energy_head = PooledEnergy(n_features, shape if target == "riemann" else None)
         self.level_head = _perceptron(2 * n_features, n_features, levels)
         self.target = target
         self.distance_head = DistanceScore(n_features) if target == "distance" else None
@@ -251,7 +269,11 @@ class EMGP(Objective):
         return self.level_head(torch.cat([clean, noisy], dim=-1))
 
     def potential(self, kT: float | None = None, sigma: float | None = None) -> Learned:
-        """Return the energy of force prediction as a potential: forces are ``(kT / sigma) F``.
+        """Return the energy of force prediction as a potential: forces are ``c (kT / sigma) F``.
+
+        ``-sigma c F`` is the predicted displacement in Å: c is 1 with ``target="gaussian"``, and with
+        ``target="riemann"`` that of :func:`~ffpretrain.noise.riemann_gaussian_slope`, the best number over
+        all directions.
 
         With ``target="distance"`` there is none: then it is a field that pulls distances back, by
         ``kT / sigma`` times their predicted change in units of sigma, along the lines between atoms.

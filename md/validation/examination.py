@@ -180,7 +180,7 @@ class Validation:
             "structure": [atoms.numbers.tolist(), atoms.positions.tolist(), np.array(atoms.cell).tolist()],
             "level": self.plan.as_dict(),
             "temperatures": list(self.temperatures),
-            "data": None if data is None else [data.name, len(data.positions)],
+            "data": None if data is None else [data.name, len(data.positions), self.data_temperature],
             "dtype": str(subject.runtime.dtype),
             "device": str(subject.runtime.device),
             "compile": subject.runtime.compile,

@@ -97,7 +97,7 @@ def validate(
     subject = Subject(model, structure, device, dtype, compile, seed)
     if reference is not None:
         open_reference(reference, subject)
-    frames = read_frames(data, subject) if data is not None else None
+    frames = read_frames(data, subject, data_temperature) if data is not None else None
     temporary = tempfile.mkdtemp(prefix="ffpretrain-validate-") if out is None else None
     folder = Path(temporary if temporary is not None else os.fspath(out or "")).expanduser()
     try:

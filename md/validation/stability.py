@@ -121,14 +121,13 @@ def check_distances(
     counts = run.distances.counts.cpu()[groups].numpy()
     if not counts.sum():
         return Check("distances", "missed", f"no replica at {data_temperature:g} K lived long enough")
-    own, theirs = distances.density(counts.sum(0)), distances.density(data.counts.sum(0))
+    own, as_sampled = distances.density(counts.sum(0)), distances.density(data.counts.sum(0))
+    theirs = as_sampled if data.ensemble is None else distances.density(data.ensemble.counts)
+    halves = data.counts if data.ensemble is None else data.ensemble.halves
     error = distances.mean_absolute_error(own, theirs)
-    sampling, of_data = distances.sampling_error(counts), distances.sampling_error(data.counts)
+    sampling, of_data = distances.sampling_error(counts), distances.sampling_error(halves)
     summary = f"h(r) MAE {error:.4f} against {data.name} at {data_temperature:g} K"
-    if sampling is not None and of_data is not None:
-        # independent errors of about the same shape add in squares
-        summary += f" (with this little sampling a perfect model has about {np.hypot(sampling, of_data):.3f})"
-    measured = {
+    measured: dict[str, Any] = {
         "hr_mae": error,
         "sampling_error": sampling,
         "sampling_error_of_data": of_data,
@@ -136,7 +135,18 @@ def check_distances(
         "data": data.name,
         "frames": len(data.positions),
         "bin": distances.BIN,
+        "reweighted": data.ensemble is not None,
     }
+    if data.ensemble is not None:
+        measured["effective_frames"] = data.ensemble.effective
+        measured["hr_mae_as_sampled"] = distances.mean_absolute_error(own, as_sampled)
+        summary += (
+            f", its {len(data.positions)} frames reweighted to the ensemble of their labels (as sampled: "
+            f"{measured['hr_mae_as_sampled']:.4f})"
+        )
+    if sampling is not None and of_data is not None:
+        # independent errors of about the same shape add in squares
+        summary += f"; with this little sampling a perfect model has about {np.hypot(sampling, of_data):.3f}"
     last = int(np.flatnonzero(own + theirs).max()) + 2
     series = {
         "distance": distances.centres()[:last].tolist(),

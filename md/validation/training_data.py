@@ -8,17 +8,43 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ffpretrain import units
 from ffpretrain.datasets import open_dataset
+from ffpretrain.datasets.frames import Frame
 from ffpretrain.errors import DataError
 from ffpretrain.evaluation import check_level_of_theory
 from ffpretrain.md.validation.bonds import bonds_of
-from ffpretrain.md.validation.distances import distances_of
+from ffpretrain.md.validation.distances import (
+    boltzmann_weights,
+    distances_of,
+    effective_number,
+    reweighted_counts,
+)
 from ffpretrain.md.validation.subject import Subject
 
+#: property of frames whose geometries were sampled on another potential: their energy on that one, eV
+SAMPLING_ENERGY = "sampling_energy"
+#: frames below which nothing is reweighted: a fit for each pair would say nothing
+FEWEST = 20
 #: frames looked at; of more, as many are taken evenly
 MOST = 10_000
 
 Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Interatomic distances in the canonical ensemble of the labels, by reweighting.
+
+    Attributes:
+        counts: from all frames ``[bins]``.
+        halves: from every second frame each, ``[2, bins]``.
+        effective: number of frames of equal weight that would say as much.
+    """
+
+    counts: Array
+    halves: Array
+    effective: float
 
 
 @dataclass(frozen=True)
@@ -31,6 +57,8 @@ class TrainingFrames:
         ordered: whether the frames list the atoms as the structure does.
         counts: of interatomic distances, ``[2, bins]``; see :mod:`ffpretrain.md.validation.distances`.
         longest: largest length of each bond of the structure, ``[B]`` Å; None where not ``ordered``.
+        ensemble: what the distances are in the ensemble of the labels, where the frames are from another
+            one and say its energies; else None.
     """
 
     name: str
@@ -38,10 +66,16 @@ class TrainingFrames:
     ordered: bool
     counts: NDArray[np.int64]
     longest: Array | None
+    ensemble: Ensemble | None = None
 
 
-def read_frames(source: str | os.PathLike[str], subject: Subject) -> TrainingFrames:
+def read_frames(source: str | os.PathLike[str], subject: Subject, kelvin: float) -> TrainingFrames:
     """Read the frames of a dataset that are of the structure's molecule.
+
+    Args:
+        source: of the dataset.
+        subject: what is examined.
+        kelvin: temperature the frames were sampled at.
 
     Raises:
         DataError: no such dataset, none of its frames is of this molecule, the structure is periodic, or the
@@ -68,4 +102,21 @@ def read_frames(source: str | os.PathLike[str], subject: Subject) -> TrainingFra
         first, second = bonds_of(subject.atoms).T
         longest = np.linalg.norm(positions[:, first] - positions[:, second], axis=2).max(axis=0)
     counts = distances_of(positions, len(numbers))
-    return TrainingFrames(frames.metadata.name, positions, ordered, counts, longest)
+    ensemble = _ensemble(own, positions, kelvin)
+    return TrainingFrames(frames.metadata.name, positions, ordered, counts, longest, ensemble)
+
+
+def _ensemble(frames: list[Frame], positions: Array, kelvin: float) -> Ensemble | None:
+    """Return the ensemble of the labels, None where the frames do not say what they were sampled with."""
+    labels = [(frame.energy, frame.properties.get(SAMPLING_ENERGY)) for frame in frames]
+    if len(frames) < FEWEST or any(energy is None or sampled is None for energy, sampled in labels):
+        return None
+    excess = np.array([energy - float(sampled) for energy, sampled in labels])  # type: ignore[operator, arg-type]
+
+    def counted(part: slice) -> Array:
+        weights = boltzmann_weights(excess[part], units.KB * kelvin)
+        return reweighted_counts(positions[part], weights)
+
+    halves = np.stack([counted(slice(start, None, 2)) for start in (0, 1)])
+    effective = effective_number(boltzmann_weights(excess, units.KB * kelvin))
+    return Ensemble(counted(slice(None)), halves, effective)

@@ -67,6 +67,21 @@ def test_rmd17_statistics(shared_data: Path, molecule: str) -> None:
     assert dataset.metadata.licence == "CC0-1.0"
 
 
+def test_rmd17_says_what_its_frames_were_sampled_with(tmp_path: Path) -> None:
+    arrays = rmd17()
+    np.savez(tmp_path / "rmd17_ethanol.npz", **arrays)
+    path = tmp_path / "rmd17_ethanol.npz"
+    dataset = open_dataset("rmd17", path)
+    energies = [frame.properties["sampling_energy"] for frame in dataset]
+    assert energies == pytest.approx(arrays["old_energies"] * KCAL_PER_MOL)
+    assert dataset.metadata.properties["sampling_energy"] == "eV"
+    # the original labels are those of the dynamics
+    assert "sampling_energy" not in open_dataset("rmd17", path, labels="original")[0].properties
+    del arrays["old_energies"]
+    np.savez(path, **arrays)
+    assert "sampling_energy" not in open_dataset("rmd17", path)[0].properties
+
+
 def test_rmd17_pair_keeps_the_published_split_apart(shared_data: Path) -> None:
     dataset = open_dataset("rmd17", "Salicylic acid", root=shared_data / "rmd17")
     train, test = dataset.metadata.splits["train"], dataset.metadata.splits["test"]

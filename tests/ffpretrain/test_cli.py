@@ -131,6 +131,25 @@ def test_interrupt_exits_130(monkeypatch: pytest.MonkeyPatch) -> None:
     assert leave(monkeypatch, KeyboardInterrupt()) == 130
 
 
+def test_the_program_leaves_at_once_after_an_interrupt() -> None:
+    """Nothing is taken apart any more, but what was registered for the end is done and output is written."""
+    lines = [
+        "import atexit, sys",
+        "from ffpretrain import cli",
+        "class Slow:",
+        "    def __del__(self): print('taken apart')",
+        "keep = Slow()",
+        "atexit.register(lambda: print('registered'))",
+        "def main(): print('said', end=' '); sys.exit(int(sys.argv[1]))",
+        "cli.main = main",
+        "cli.run()",
+    ]
+    for code, said in ((cli.INTERRUPTED, "said registered\n"), (2, "said registered\ntaken apart\n")):
+        command = [sys.executable, "-c", "\n".join(lines), str(code)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (result.returncode, result.stdout, result.stderr) == (code, said, "")
+
+
 def test_verbs_parse_their_own_options(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,6 +16,7 @@ from ffpretrain.noise import (
     riemann_gaussian_noise,
     riemann_gaussian_sample,
     riemann_gaussian_score,
+    riemann_gaussian_slope,
     riemann_gaussian_target,
 )
 from ffpretrain.objectives import create_objective
@@ -168,6 +169,27 @@ def test_the_size_of_the_target_at_small_noise() -> None:
     m = y.T @ y
     wanted = 21 + 1 + float(m.trace() ** 2 / m.square().sum())
     assert mean_square_target(clean, 1e-4, 4000) == pytest.approx(wanted, rel=0.02)
+
+
+@pytest.mark.parametrize("kind", ["cloud", "plane", "rod", "pair"])
+def test_the_best_number_between_target_and_score(kind: str) -> None:
+    n, draws, sigma = (2, 3000, 1e-4) if kind == "pair" else (9, 3000, 1e-4)
+    x = torch.randn(n, 3, generator=seeded(4), dtype=torch.float64)
+    x = x * torch.tensor({"plane": [1.0, 1.0, 0.0], "rod": [1.0, 0.0, 0.0]}.get(kind, [1.0] * 3))
+    x = x - x.mean(0)
+    moments = x.T @ x
+    shape = float(moments.trace() ** 2 / moments.square().sum())
+    clean, batch = x.repeat(draws, 1), torch.arange(draws).repeat_interleave(n)
+    unit = torch.randn(n * draws, 3, generator=seeded(5), dtype=torch.float64)
+    sigmas = torch.full((draws,), sigma, dtype=torch.float64)
+    target = riemann_gaussian_target(clean + sigma * unit, clean, sigmas, batch)
+    found = float((target * -unit).sum() / target.square().sum())
+    slope = riemann_gaussian_slope(torch.tensor([n]), shape)
+    assert found == pytest.approx(float(slope), rel=0.02)
+    assert torch.equal(slope, riemann_gaussian_slope(torch.tensor([n]), torch.tensor(shape).double()))
+    if kind == "pair":
+        assert float(riemann_gaussian_slope(torch.tensor([2]), 2.1)) == 0.5
+    assert float(riemann_gaussian_slope(torch.tensor([1]), 2.1)) == 0.0
 
 
 def test_the_size_of_the_target_at_large_noise() -> None:
@@ -375,7 +397,12 @@ def test_forces_are_a_gradient_without_net_force_or_torque() -> None:
         assert float(f.sum(0).abs().max()) < 1e-9 * float(f.abs().max())
         assert float(torch.linalg.cross(x, f).sum(0).abs().max()) < 1e-9 * float(f.abs().max())
     _, _, force = objective.energy_head(objective.network, clean)
-    torch.testing.assert_close(out["forces"], (0.02 / 0.1) * force.detach())
+    slope = riemann_gaussian_slope(torch.bincount(clean.batch), 2.1)[clean.batch].unsqueeze(1)
+    torch.testing.assert_close(out["forces"], slope * (0.02 / 0.1) * force.detach())
+    plain = make(target="gaussian")
+    _, _, force = plain.energy_head(plain.network, clean)
+    read = plain.potential(kT=0.02, sigma=0.1)(clean)["forces"]
+    torch.testing.assert_close(read, (0.02 / 0.1) * force.detach())
     with pytest.raises(ConfigError, match="no stress"):
         potential(clean, stress=True)
 
@@ -421,6 +448,7 @@ def test_the_loss_falls_on_a_fixed_batch(target: str) -> None:
         ({"efp_weight": 0.0, "inp_weight": 0.0}, "nor both zero"),
         ({"levels": 0}, "noise levels"),
         ({"sigma_min": 0.0}, "noise levels"),
+        ({"shape": 0.5}, "shape=0.5 must lie between 1"),
         ({"target": "metric"}, "unknown target 'metric'; known: riemann, gaussian, distance"),
     ],
 )

@@ -144,3 +144,37 @@ def test_the_command_prints_units(
     assert result["errors"]["forces_mae"]["unit"] == "eV/angstrom"
     expected = error_table(predict(potential, frames(4)))["forces_mae"].value
     assert result["errors"]["forces_mae"]["value"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_what_the_model_was_not_trained_on_is_said(
+    tmp_path: Path, potential: Potential, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ffpretrain.artifacts import make_card, save_potential
+    from ffpretrain.datasets.store import write_store
+
+    path, water = tmp_path / "mine.safetensors", molecule("H2O")
+    save_potential(potential, path, make_card(potential, "mine", compositions=["C2H6O"]))
+    other = Frame(np.array(water.numbers), water.positions, energy=-2026.0, forces=np.zeros((3, 3)), charge=1)
+    write_store(tmp_path / "mixed.h5", InMemoryDataset([*frames(3), other], DatasetMetadata("mixed")))
+    words = ["evaluate", str(path), str(tmp_path / "mixed.h5"), "--json"]
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    assert left.value.code == 0
+    out, err = capsys.readouterr()
+    lines = [
+        "1 of 4 frames have composition H2O, which the model was not trained on (C2H6O)",
+        "1 of 4 frames have charge 1, which the model was not trained on (0)",
+    ]
+    assert json.loads(out)["unfamiliar"] == lines
+    assert [line for line in err.splitlines() if line.startswith("warning: ")] == [
+        f"warning: {line}; expect larger errors there" for line in lines
+    ]
+    # nothing to say of frames as in training, of a model that is tied to no composition, or of none at all
+    with pytest.raises(SystemExit):
+        main([*words, "--limit", "3"])
+    out, err = capsys.readouterr()
+    assert json.loads(out)["unfamiliar"] == [] and "warning" not in err
+    save_potential(potential, path, make_card(potential, "mine", charges=[0, 1]))
+    with pytest.raises(SystemExit):
+        main(words)
+    assert json.loads(capsys.readouterr().out)["unfamiliar"] == []

@@ -220,6 +220,7 @@ class PairEnergy(nn.Module):
     def __init__(self, rest: float) -> None:
         super().__init__()
         self.rest, self.slope = rest, nn.Parameter(torch.zeros((), dtype=torch.float64))
+        self.shape = 2.1  # of two atoms it is 1 whatever is said
 
     def pool(self, features: object, graph: Graph) -> Tensor:
         return torch.zeros(graph.n_graphs, SIZE["hidden"], dtype=torch.float64)
@@ -232,17 +233,67 @@ class PairEnergy(nn.Module):
         return self.pool(None, graph), energy, torch.stack([pull, -pull], 1).reshape(-1, 3)
 
 
-def test_the_trained_riemannian_force_of_a_bond_has_its_direction_and_twice_its_size() -> None:
-    # the target is sigma S / alpha, which for two atoms is exactly -(d~ - d) / sigma along the bond; of a
-    # distance with noise of variance 2 sigma^2, a share 2 sigma^2 / (2 sigma^2 + s^2) is noise
+def test_the_trained_riemannian_force_of_a_bond_is_its_smoothed_force() -> None:
+    # the target is sigma S / alpha, for two atoms exactly -(d~ - d) / sigma along the bond, twice the score;
+    # noise along it has a variance of 2 sigma^2
     n, rest, stiffness, level = 400, 1.5, 5.0, 0.05
     graph = thermal_pair(n, rest, math.sqrt(KT / stiffness))
     objective = make("3d-emgp", sigma_max=level, sigma_min=level, levels=1, inp_weight=0.0).double()
     objective.energy_head = head = PairEnergy(rest)  # type: ignore[assignment]
     learn_exactly(head.slope, lambda: objective(graph, seeded(7))["efp"])
     forces = objective.potential(kT=KT, sigma=level)(graph)["forces"].view(n, 2, 3)
-    wanted = -2 * KT / (KT / stiffness + 2 * level**2) * (graph.pos[1::2, 0] - rest)
+    wanted = -KT / (KT / stiffness + 2 * level**2) * (graph.pos[1::2, 0] - rest)
     assert float((forces[:, 1, 0] - wanted).norm() / wanted.norm()) < 5 / math.sqrt(n)
+
+
+class LinearForce(nn.Module):
+    """Forces ``W (x - x0)`` of a whole molecule in place of a pooled energy; W is symmetric in the end."""
+
+    def __init__(self, x0: Tensor, shape: float | None) -> None:
+        super().__init__()
+        self.linear, self.shape = Linear(x0), shape
+
+    def pool(self, features: object, graph: Graph) -> Tensor:
+        return torch.zeros(graph.n_graphs, SIZE["hidden"], dtype=torch.float64)
+
+    def forward(self, network: object, graph: Graph) -> tuple[Tensor, Tensor, Tensor]:
+        return self.pool(None, graph), graph.pos.new_zeros(graph.n_graphs), self.linear(graph)
+
+
+@pytest.mark.parametrize("target", ["riemann", "gaussian"])
+def test_trained_forces_of_3d_emgp_are_the_smoothed_forces_of_a_molecule(target: str) -> None:
+    # five atoms that swing alike in all directions, by little, so that the target is linear
+    n, sigma, spread = 1500, 0.01, 0.01
+    x0 = normal(5, 3, seed=8)
+    x0 = x0 - x0.mean(0)
+    moments = x0.T @ x0
+    shape = float(moments.trace() ** 2 / moments.square().sum())
+    one = build_graph(torch.tensor([6, 1, 1, 8, 7]), x0, CUTOFF)
+    graph = batch_graphs([one] * n)
+    graph = graph._replace(pos=graph.pos + spread * normal(5 * n, 3, seed=9))
+    objective = make(
+        "3d-emgp", sigma_max=sigma, sigma_min=sigma, levels=1, inp_weight=0.0, target=target, shape=shape
+    ).double()
+    objective.energy_head = head = LinearForce(x0, objective.energy_head.shape)  # type: ignore[assignment]
+    # the loss is quadratic: from zero, half a Newton step with the second moments of the noisy structures
+    weight = head.linear.weight
+    noisy, _ = objective.draw(graph, seeded(10))
+    seen = (noisy.pos.view(n, 5, 3) - x0).flatten(1)
+    slope = torch.autograd.grad(objective(graph, seeded(10))["efp"], weight)[0]
+    with torch.no_grad():
+        weight.copy_(-0.5 * slope @ torch.linalg.inv(seen.T @ seen / n))
+    left = torch.autograd.grad(objective(graph, seeded(10))["efp"], weight)[0]
+    assert float(left.norm()) < 1e-9 * float(slope.norm())
+    forces = objective.potential(kT=KT, sigma=sigma)(graph)["forces"].flatten()
+    u = (graph.pos.view(n, 5, 3) - x0).flatten()
+    # METHODS 1.2 with C = spread^2; a change of direction alone is seen by the plain score only
+    wanted = -KT / (spread**2 + sigma**2) * u
+    if target == "gaussian":
+        assert float((forces - wanted).norm() / wanted.norm()) < 15 / math.sqrt(n)
+    # the least-squares multiple: 1 in both cases, though the Riemannian field has other directions
+    assert float(forces @ wanted / (forces @ forces)) == pytest.approx(1.0, abs=0.03)
+    cosine = float(forces @ wanted / (forces.norm() * wanted.norm()))
+    assert 0.6 < cosine < 0.95 if target == "riemann" else cosine > 0.99
 
 
 def test_every_label_free_objective_scales_with_the_temperature() -> None:

@@ -22,6 +22,14 @@ def run(block: str) -> dict[str, object]:
     return names
 
 
+def test_every_example_is_listed() -> None:
+    listed = set(re.findall(r"^\| `([a-z_]+(?:\.py|/))` \|", README.read_text(), flags=re.MULTILINE))
+    folder = README.parent / "examples"
+    scripts = {path.name for path in folder.glob("*.py")}
+    packages = {f"{path.parent.name}/" for path in folder.glob("*/pyproject.toml")}
+    assert listed == scripts | packages
+
+
 def test_the_calculator_moves_aspirin(blocks: list[str]) -> None:
     atoms = run(blocks[0])["atoms"]
     assert np.isfinite(atoms.get_total_energy())  # type: ignore[attr-defined]

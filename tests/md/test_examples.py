@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import ase.io
+import numpy as np
 import pytest
 
 from ffpretrain import list_models
@@ -37,6 +38,17 @@ def test_relax_and_vibrations(tmp_path: Path) -> None:
     # C-H and O-H stretches of ethanol
     assert 2700 < wavenumbers[-2] < 3300 and 3300 < wavenumbers[-1] < 4100
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif("ndem-ethanol" not in list_models(), reason="ndem-ethanol is not in this package")
+def test_power_spectrum(tmp_path: Path) -> None:
+    lines = run("power_spectrum.py", tmp_path, "400", "1")
+    peaks = [float(line.split(" highest at ")[1].split()[0]) for line in lines[:3]]
+    assert peaks[0] < 1700 and 2700 < peaks[1] < 3300 < peaks[2] < 4100
+    wavenumber, density = np.loadtxt(tmp_path / "spectrum.dat").T
+    # 1 / (2 c timestep), and about kT for each of 21 vibrations
+    assert wavenumber[-1] == pytest.approx(1 / (2 * 0.5 * 2.99792458e-5), rel=0.01)
+    assert 0.3 < density.sum() * wavenumber[1] / (21 * 300.0 * 8.617333e-5) < 3
 
 
 @pytest.mark.skipif("ndem-aspirin" not in list_models(), reason="ndem-aspirin is not in this package")

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,34 @@ from ase.calculators.calculator import CalculationFailed
 from ase.calculators.lj import LennardJones
 from torch import Tensor, nn
 
-from ffpretrain import FFCalculator, cli
+from ffpretrain import FFCalculator, cli, load_potential, units
+from ffpretrain.datasets import DatasetMetadata, Frame, InMemoryDataset
 from ffpretrain.datasets.engines import open_engine
+from ffpretrain.datasets.store import write_store
 from ffpretrain.errors import ConfigError, DataError, MissingDependencyError, UserError
 from ffpretrain.graphs import Graph
 from ffpretrain.md import validate
-from ffpretrain.md.validation import Plan, engines, examination, plan, relabel, stability, subject
+from ffpretrain.md.stability import StabilityCheck
+from ffpretrain.md.validation import (
+    Plan,
+    conservation,
+    engines,
+    examination,
+    plan,
+    relabel,
+    stability,
+    subject,
+)
 from ffpretrain.md.validation.distances import (
     BIN,
     Distances,
+    boltzmann_weights,
     centres,
     density,
     distances_of,
+    effective_number,
     mean_absolute_error,
+    reweighted_counts,
     sampling_error,
 )
 from ffpretrain.md.validation.relabel import check_own_frames
@@ -230,14 +246,104 @@ def test_training_frames_are_those_of_the_molecule(morse: Model, tmp_path: Path)
         frame.get_forces()
     ase.io.write(tmp_path / "data.extxyz", frames)
     examined = Subject(morse(), methane, "cpu")
-    found = read_frames(tmp_path / "data.extxyz", examined)
+    found = read_frames(tmp_path / "data.extxyz", examined, 500.0)
     assert len(found.positions) == 2 and found.ordered
     assert found.longest is not None and found.longest[0] == pytest.approx(1.5)
     assert found.longest[1] == pytest.approx(methane.get_distance(0, 2))
     with pytest.raises(DataError, match="no frame is of H3N"):
-        read_frames(tmp_path / "data.extxyz", Subject(morse(), molecule("NH3"), "cpu"))
-    turned = read_frames(tmp_path / "data.extxyz", Subject(morse(), methane[[1, 0, 2, 3, 4]], "cpu"))
+        read_frames(tmp_path / "data.extxyz", Subject(morse(), molecule("NH3"), "cpu"), 500.0)
+    turned = read_frames(tmp_path / "data.extxyz", Subject(morse(), methane[[1, 0, 2, 3, 4]], "cpu"), 500.0)
     assert not turned.ordered and turned.longest is None
+
+
+def pair_frames(n: int, mean: float, width: float, seed: int) -> np.ndarray:
+    """Return positions of a diatomic molecule whose distance is normally distributed, ``[n, 2, 3]``."""
+    positions = np.zeros((n, 2, 3))
+    positions[:, 1, 0] = np.random.default_rng(seed).normal(mean, width, n)
+    return positions
+
+
+def test_reweighted_distances_are_those_of_the_other_ensemble() -> None:
+    """Two springs of one stiffness at different lengths: normal distributions, one moved to the other."""
+    kT, stiffness, rest, moved = 0.04, 8.0, 3.0, 3.06
+    width = math.sqrt(kT / stiffness)
+    truth = np.exp(-0.5 * ((centres() - moved) / width) ** 2) / width / math.sqrt(2 * math.pi)
+    errors: dict[str, list[float]] = {"smooth": [], "frames": [], "none": [], "perfect": []}
+    for seed in range(20):
+        positions = pair_frames(1000, rest, width, seed)
+        r = positions[:, 1, 0]
+        excess = 0.5 * stiffness * ((r - moved) ** 2 - (r - rest) ** 2)
+        others = np.random.default_rng(200 + seed).normal(0, 1.2 * kT, 1000)  # what other coordinates add
+        weights = boltzmann_weights(excess + others, kT)
+        found = {
+            "smooth": reweighted_counts(positions, weights),
+            "frames": np.bincount((r / BIN).astype(int), weights=weights, minlength=len(truth)),
+            "none": distances_of(positions, 2).sum(0),
+            "perfect": distances_of(pair_frames(1000, moved, width, 100 + seed), 2).sum(0),
+        }
+        for name, counts in found.items():
+            errors[name].append(mean_absolute_error(density(counts), truth))
+    mean = {name: float(np.mean(values)) for name, values in errors.items()}
+    assert mean["none"] > 4 * mean["perfect"]
+    assert mean["smooth"] < 0.8 * mean["frames"]
+    assert mean["smooth"] < 0.3 * mean["none"]
+    # a rest moved by 0.85 widths leaves exp(-0.85^2) of the frames
+    only = boltzmann_weights(excess, kT)
+    assert effective_number(only) == pytest.approx(1000 * math.exp(-((0.06 / width) ** 2)), rel=0.2)
+    # a constant difference of energies changes nothing
+    np.testing.assert_allclose(boltzmann_weights(excess + 1e4, kT), only, rtol=1e-6)
+    # weights that depend on this distance alone are met exactly, for their logarithm is a parabola
+    exact = np.bincount((r / BIN).astype(int), weights=only, minlength=len(truth))
+    np.testing.assert_allclose(reweighted_counts(positions, only), exact, atol=1e-4)
+    still = np.zeros((30, 2, 3))
+    still[:, 1, 0] = 1.0
+    assert reweighted_counts(still, np.linspace(0.5, 1.5, 30)).max() == 30
+
+
+def test_frames_that_say_what_they_were_sampled_with_are_reweighted(morse: Model, tmp_path: Path) -> None:
+    methane, kT = molecule("CH4"), units.KB * 500.0
+    examined, rng = Subject(morse(), methane, "cpu"), np.random.default_rng(3)
+    made = []
+    for _ in range(200):
+        positions = methane.positions + rng.normal(0, 0.05, (5, 3))
+        # the frames' own energies favour short C-H bonds, by which the labels' ensemble is shorter
+        lengths = np.linalg.norm(positions[1:] - positions[0], axis=1).sum()
+        made.append(
+            Frame(methane.numbers, positions, energy=20 * kT * lengths, properties={"sampling_energy": 0.0})
+        )
+    metadata = DatasetMetadata("sampled", properties={"sampling_energy": "eV"})
+    write_store(tmp_path / "sampled.h5", InMemoryDataset(made, metadata))
+    found = read_frames(tmp_path / "sampled.h5", examined, 500.0)
+    assert found.ensemble is not None and 10 < found.ensemble.effective < 150
+    plain, other = density(found.counts.sum(0)), density(found.ensemble.counts)
+    bonds = centres() < 1.4
+    mean = [float((centres() * h)[bonds].sum() / h[bonds].sum()) for h in (plain, other)]
+    assert mean[1] < mean[0] - 0.02
+    assert found.ensemble.halves.sum() == pytest.approx(200 * 10) == found.ensemble.counts.sum()
+    done = run(morse(), tmp_path / "replicas.npz", data=found)
+    check = check_distances(done, TEMPERATURES, found, 500.0)
+    own = done.distances.density(torch.arange(4) % 2 == 1)
+    assert check.measured["hr_mae"] == pytest.approx(mean_absolute_error(own, other))
+    assert check.measured["hr_mae_as_sampled"] == pytest.approx(mean_absolute_error(own, plain))
+    assert check.measured["reweighted"] and "reweighted to the ensemble of their labels" in check.summary
+    # too few for a fit, or frames that do not say it, are taken as they are
+    few = InMemoryDataset(made[:10], metadata)
+    silent = InMemoryDataset([replace(frame, properties={}) for frame in made], DatasetMetadata("silent"))
+    for name, frames in (("few", few), ("silent", silent)):
+        write_store(tmp_path / f"{name}.h5", frames)
+        assert read_frames(tmp_path / f"{name}.h5", examined, 500.0).ensemble is None
+
+
+def test_the_frames_of_revised_md17_are_not_from_the_ensemble_of_their_labels(shared_data: Path) -> None:
+    file = shared_data / "rmd17" / "rmd17_aspirin_train_01.npz"
+    examined = Subject(load_potential("ndem-aspirin"), None, "cpu")
+    found = read_frames(file, examined, 500.0)
+    assert found.ensemble is not None and 150 < found.ensemble.effective < 350
+    as_sampled, other = density(found.counts.sum(0)), density(found.ensemble.counts)
+    noise = sampling_error(found.ensemble.halves)
+    assert noise is not None and noise < 0.03
+    # a model whose dynamics gave the labels' ensemble exactly would miss the threshold as sampled
+    assert mean_absolute_error(as_sampled, other) > 0.055
 
 
 # own frames
@@ -369,6 +475,36 @@ def test_a_miss_exits_1_and_json_is_printed(
     result = json.loads(output.out)
     assert result == json.loads((tmp_path / "out" / "validation.json").read_text())
     assert not result["passed"] and "nve         missed" in output.err
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_constant_energy_run_goes_on_where_it_was_stopped(
+    methane_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    often = partial(conservation.simulate, restart_interval=10)
+    monkeypatch.setattr(conservation, "simulate", often)
+    words = ("any", methane_file, "--device", "cpu", "--seed", 3)
+    assert command(*words, "--out", tmp_path / "whole") == 0
+    right, steps = StabilityCheck.check_step, []
+
+    def interrupted(self: StabilityCheck, atoms: Atoms, step: int) -> None:
+        steps.append(step)
+        if step == 25 and len(steps) == 25:
+            raise KeyboardInterrupt
+        right(self, atoms, step)
+
+    monkeypatch.setattr(StabilityCheck, "check_step", interrupted)
+    assert command(*words, "--out", tmp_path / "out") == 130
+    assert command(*words, "--out", tmp_path / "out", "--resume") == 0
+    # from the restart file of step 20 on, to the 40 steps of the plan
+    assert steps == [*range(1, 26), *range(21, 41)]
+    checks = [
+        json.loads((tmp_path / name / "validation.json").read_text())["checks"]["nve"]
+        for name in ("whole", "out")
+    ]
+    for check in checks:
+        check["measured"].pop("ms_per_step")
+    assert checks[0] == checks[1]
 
 
 @pytest.mark.usefixtures("tiny")
