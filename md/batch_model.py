@@ -31,7 +31,7 @@ class BatchModel:
     def __init__(self, runtime: Runtime, familiarity: Familiarity, own_molecules_only: bool) -> None:
         self.runtime, self.familiarity = runtime, familiarity
         self.own_molecules_only = own_molecules_only
-        self._seen: Tensor | None = None
+        self._seen: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def load(
@@ -92,10 +92,11 @@ class BatchModel:
             ConfigError: the model has no energy.
             NonFiniteError: an energy or force is not finite.
         """
-        asked = torch.stack([numbers.to(batch), batch])
-        if self._seen is None or not torch.equal(self._seen, asked):
+        seen = self._seen
+        if seen is None or not (torch.equal(seen[0], numbers) and torch.equal(seen[1], batch)):
             self.check_composition(numbers, batch)
-            self._seen = asked
+            # copies, so that a change that an engine makes in place is noticed
+            self._seen = numbers.clone(), batch.clone()
         found = self.runtime.evaluate_tensors(numbers, positions, batch, cell, periodic)
         least = self.familiarity.min_distance
         if least is not None and bool((found.shortest < least).any()):

@@ -12,7 +12,6 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import statistics
 import sys
 import tempfile
 import time
@@ -21,20 +20,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from ase import units
 from ase.calculators.calculator import Calculator
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
-from ase.md.verlet import VelocityVerlet
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import machine, parser, write
-from peers import aspirin, counted_flops, floor, schnetpack_painn, torchmd_net_checkpoint
+from shared import (
+    BLOCK,
+    BLOCKS,
+    aspirin,
+    counted_flops,
+    floor,
+    measure,
+    schnetpack_painn,
+    torchmd_net_checkpoint,
+)
 
 from ffpretrain import FFCalculator
-
-BLOCK, BLOCKS = 30, 12
 
 
 def et_variants(folder: Path) -> dict[str, Callable[[], Calculator]]:
@@ -87,36 +89,6 @@ def painn_variants() -> dict[str, Callable[[], Calculator]]:
         "ffpretrain eager": lambda: FFCalculator(potential, compile=False, on_unfamiliar="ignore"),
         "schnetpack": theirs,
     }
-
-
-def dynamics(make: Callable[[], Calculator]) -> VelocityVerlet:
-    atoms = aspirin()
-    atoms.calc = make()
-    # random weights make a random landscape: a tiny step keeps the molecule together while positions change
-    MaxwellBoltzmannDistribution(atoms, temperature_K=10, rng=np.random.default_rng(0))
-    run = VelocityVerlet(atoms, 0.05 * units.fs)
-    run.run(10)
-    return run
-
-
-def measure(variants: dict[str, Callable[[], Calculator]]) -> dict[str, Any]:
-    runs, result = {}, {}
-    for name, make in variants.items():
-        try:
-            runs[name] = dynamics(make)
-        except Exception as error:  # a peer may fail in any way; the reason is the result then
-            result[name] = {"failed": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
-    blocks: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(BLOCKS):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run.run(BLOCK)
-            blocks[name].append((time.perf_counter() - started) / BLOCK * 1e3)
-    forces = {name: run.atoms.get_forces() for name, run in runs.items()}
-    for name, values in blocks.items():
-        difference = float(np.abs(forces[name] - forces["ffpretrain"]).max())
-        result[name] = {"ms": round(statistics.median(values), 3), "force_difference": difference}
-    return result
 
 
 def eager_flops() -> float:

@@ -25,7 +25,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import machine, parser, write
-from peers import ET, counted_flops, floor, torchmd_net_checkpoint
+from shared import ET, counted_flops, floor, torchmd_net_checkpoint
 
 from ffpretrain.graphs import Sample
 
@@ -71,7 +71,7 @@ def ours(content: dict[str, Any], data: list[Sample], size: int, compiled: bool)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     return step
 
@@ -113,7 +113,7 @@ def theirs(content: dict[str, Any], data: list[Sample], size: int) -> Step:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     return step
 
@@ -146,7 +146,7 @@ def measure(folder: Path, size: int, threads: int, compiled: bool) -> dict[str, 
             times[name].append((time.perf_counter() - started) / block * 1e3)
     for name, values in times.items():
         rows[name]["ms"] = round(statistics.median(values), 2)
-    for name, row in rows.items():
+    for row in rows.values():
         row["times_torchmd_net"] = round(rows["torchmd-net"]["ms"] / row["ms"], 2)
     flops = counted_flops(lambda: steps["eager"](0))
     least = floor(flops)

@@ -1,17 +1,24 @@
-"""The peers' networks with random weights, the molecule, and the machine's floor: shared by the benchmarks here."""
+"""What the benchmarks here share: the peers' networks, the molecule, timed dynamics, the machine's floor."""
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from ase import Atoms
+from ase import Atoms, units
+from ase.calculators.calculator import Calculator
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+from ase.md.verlet import VelocityVerlet
 
 from ffpretrain.artifacts import read_card
 
+#: steps a block and blocks of :func:`measure`
+BLOCK, BLOCKS = 30, 12
 ET = {
     "model": "equivariant-transformer",
     "embedding_dimension": 128,
@@ -82,6 +89,38 @@ def schnetpack_painn() -> torch.nn.Module:
             schnetpack.atomistic.Forces(energy_key="energy", force_key="forces"),
         ],
     )
+
+
+def dynamics(make: Callable[[], Calculator]) -> VelocityVerlet:
+    atoms = aspirin()
+    atoms.calc = make()
+    # random weights make a random landscape: a tiny step keeps the molecule together while positions change
+    MaxwellBoltzmannDistribution(atoms, temperature_K=10, rng=np.random.default_rng(0))
+    run = VelocityVerlet(atoms, 0.05 * units.fs)
+    run.run(10)
+    return run
+
+
+def measure(
+    variants: dict[str, Callable[[], Calculator]], block: int = BLOCK, turns: int = BLOCKS
+) -> dict[str, Any]:
+    runs, result = {}, {}
+    for name, make in variants.items():
+        try:
+            runs[name] = dynamics(make)
+        except Exception as error:  # a peer may fail in any way; the reason is the result then
+            result[name] = {"failed": f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"}
+    blocks: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(turns):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run.run(block)
+            blocks[name].append((time.perf_counter() - started) / block * 1e3)
+    forces = {name: run.atoms.get_forces() for name, run in runs.items()}
+    for name, values in blocks.items():
+        difference = float(np.abs(forces[name] - forces["ffpretrain"]).max())
+        result[name] = {"ms": round(statistics.median(values), 3), "force_difference": difference}
+    return result
 
 
 def matrix_rate() -> float:
