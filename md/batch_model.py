@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ffpretrain.md.batches import BatchEvaluation
 from ffpretrain.md.calculator import Model, load_model
+from ffpretrain.md.native.ready import NATIVE_MIN_STEPS
 from ffpretrain.md.runtime import CompileOption, Runtime
 from ffpretrain.md.unfamiliar import Familiarity, Policy, require_molecule
 
@@ -60,6 +61,8 @@ class BatchModel:
             return model
         potential = load_model(model)
         runtime = Runtime(potential, str(device), dtype, compile)
+        # an engine is made for a run: worth the seconds that the native code takes to build, once per machine
+        runtime.expected_steps = NATIVE_MIN_STEPS
         return cls(runtime, Familiarity(getattr(potential, "card", None), on_unfamiliar), True)
 
     def check_composition(self, numbers: Tensor, batch: Tensor) -> None:

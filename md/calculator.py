@@ -53,8 +53,9 @@ class FFCalculator(Calculator):
         device: ``auto`` (CUDA where there is one) or a name torch knows.
         dtype: ``float32`` or ``float64``, of the network; reference energies and sums are float64 in both.
         compile: ``auto`` and True evaluate ``torchmd-et`` and ``painn`` on a CPU by native code, built once
-            per machine in seconds. For others True compiles small molecules at the first evaluation (about a
-            minute) and ``auto`` leaves that to :func:`ffpretrain.md.simulate` on long runs. False runs eager.
+            per machine in seconds: True and long runs wait for that, ``auto`` runs eager until it is there.
+            For others True compiles small molecules at the first evaluation (about a minute) and ``auto``
+            leaves that to :func:`ffpretrain.md.simulate` on long runs. False runs eager.
         on_unfamiliar: what to do with input the model was not trained on (another composition, a charge or
             multiplicity in ``atoms.info`` it never learned, atoms closer than any in training): ``warn`` once
             for each cause, ``raise`` or ``ignore``. An unknown element is always an error.
