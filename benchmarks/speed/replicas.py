@@ -86,7 +86,7 @@ def schnetpack(count: int) -> Forces:
     def forces(pos: torch.Tensor) -> torch.Tensor:
         for one, positions in zip(structures, pos.numpy(), strict=True):
             one.positions[:] = positions
-        return model(convert(structures))["forces"].detach()
+        return model(convert(structures))["forces"].detach().view(pos.shape)
 
     return forces
 
