@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ffpretrain.md.batches import BatchEvaluation, Unchanged
 from ffpretrain.md.calculator import Model, load_model
+from ffpretrain.md.native.ready import NATIVE_MIN_STEPS
 from ffpretrain.md.runtime import CompileOption, Runtime
 from ffpretrain.md.unfamiliar import Familiarity, Policy, require_molecule
 
@@ -31,7 +32,7 @@ class BatchModel:
     def __init__(self, runtime: Runtime, familiarity: Familiarity, own_molecules_only: bool) -> None:
         self.runtime, self.familiarity = runtime, familiarity
         self.own_molecules_only = own_molecules_only
-        self._seen: Tensor | None = None
+        self._seen: tuple[Tensor, Tensor] | None = None
         self._unchanged = Unchanged()
 
     @classmethod
@@ -61,6 +62,8 @@ class BatchModel:
             return model
         potential = load_model(model)
         runtime = Runtime(potential, str(device), dtype, compile)
+        # an engine is made for a run: worth the seconds that the native code takes to build, once per machine
+        runtime.expected_steps = NATIVE_MIN_STEPS
         return cls(runtime, Familiarity(getattr(potential, "card", None), on_unfamiliar), True)
 
     def check_composition(self, numbers: Tensor, batch: Tensor) -> None:
@@ -94,10 +97,11 @@ class BatchModel:
             NonFiniteError: an energy or force is not finite.
         """
         if not self._unchanged(numbers, batch):
-            asked = torch.stack([numbers.to(batch), batch])
-            if self._seen is None or not torch.equal(self._seen, asked):
+            seen = self._seen
+            if seen is None or not (torch.equal(seen[0], numbers) and torch.equal(seen[1], batch)):
                 self.check_composition(numbers, batch)
-                self._seen = asked
+                # copies, so that a change that an engine makes in place is noticed
+                self._seen = numbers.clone(), batch.clone()
             self._unchanged.keep(numbers, batch)
         found = self.runtime.evaluate_tensors(numbers, positions, batch, cell, periodic)
         least = self.familiarity.min_distance

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 Model = str | os.PathLike[str] | nn.Module
 _INFO_KEYS = (*CHARGE_KEYS, *SPIN_KEYS)
+#: Å, a thousand times what rounding does to a position and a thousandth of what a step does
+_ROUNDING = 1e-9
 
 
 class FFCalculator(Calculator):
@@ -51,8 +53,9 @@ class FFCalculator(Calculator):
         device: ``auto`` (CUDA where there is one) or a name torch knows.
         dtype: ``float32`` or ``float64``, of the network; reference energies and sums are float64 in both.
         compile: ``auto`` and True evaluate ``torchmd-et`` and ``painn`` on a CPU by native code, built once
-            per machine in seconds. For others True compiles small molecules at the first evaluation (about a
-            minute) and ``auto`` leaves that to :func:`ffpretrain.md.simulate` on long runs. False runs eager.
+            per machine in seconds: True and long runs wait for that, ``auto`` runs eager until it is there.
+            For others True compiles small molecules at the first evaluation (about a minute) and ``auto``
+            leaves that to :func:`ffpretrain.md.simulate` on long runs. False runs eager.
         on_unfamiliar: what to do with input the model was not trained on (another composition, a charge or
             multiplicity in ``atoms.info`` it never learned, atoms closer than any in training): ``warn`` once
             for each cause, ``raise`` or ``ignore``. An unknown element is always an error.
@@ -170,12 +173,16 @@ class FFCalculator(Calculator):
         """Return what changed since the last calculation.
 
         ASE's own check does not look at ``atoms.info``. It also takes a tenth of a millisecond, three times a
-        step of dynamics, so structures that are equal to the last bit are recognised first.
+        step of dynamics, so what dynamics asks for is recognised first: structures that are equal to the last
+        bit, and those in which the positions alone differ, by more than any tolerance.
         """
         if self.atoms is None:
             return list(all_changes)
-        informed = any(not equal(self.atoms.info.get(key), atoms.info.get(key)) for key in _INFO_KEYS)
-        changes = [] if _identical(self.atoms, atoms) else list(super().check_state(atoms, tol=tol))
+        one, other = self.atoms.info, atoms.info
+        informed = any(not _same(one.get(key), other.get(key)) for key in _INFO_KEYS)
+        changes = _different(self.atoms, atoms)
+        if changes and not (changes == ["positions"] and _moved(self.atoms, atoms)):
+            changes = list(super().check_state(atoms, tol=tol))
         return [*changes, "info"] if informed else changes
 
     def calculate(
@@ -226,7 +233,7 @@ class FFCalculator(Calculator):
     def _check_familiar(self, atoms: Atoms) -> None:
         """Look at composition, charge and multiplicity when one of them may have changed."""
         now = {key: atoms.info.get(key) for key in _INFO_KEYS} | {"numbers": atoms.numbers.tobytes()}
-        if self._checked is not None and all(equal(now[key], self._checked[key]) for key in now):
+        if self._checked is not None and all(_same(now[key], self._checked[key]) for key in now):
             return
         for familiarity in self.familiarities:
             familiarity.check_structure(atoms)
@@ -240,7 +247,7 @@ class FFCalculator(Calculator):
         for key in ("energies", "forces", "stress"):
             values = _stack([getattr(e, key) for e in evaluations])
             if values is not None:
-                results[key] = values.mean(axis=0)
+                results[key] = values.mean(axis=0) if self._committee else values[0]
                 if key == "stress":
                     results[key] = full_3x3_to_voigt_6_stress(results[key])
                 elif self._committee and key == "forces":
@@ -252,15 +259,37 @@ class FFCalculator(Calculator):
         return results
 
 
-def _identical(one: Atoms, other: Atoms) -> bool:
-    """Return whether two structures are the same bit for bit, as far as a calculator may look."""
-    if not np.array_equal(one.cell.array, other.cell.array) or not np.array_equal(one.pbc, other.pbc):
-        return False
-    names = [name for name in all_changes if name in one.arrays or name in other.arrays]
-    return all(
-        name in one.arrays and name in other.arrays and np.array_equal(one.arrays[name], other.arrays[name])
-        for name in names
-    )
+def _different(one: Atoms, other: Atoms) -> list[str]:
+    """Return in what two structures differ, be it by a bit, as far as a calculator may look."""
+    found = [
+        name
+        for name in all_changes
+        if (name in one.arrays or name in other.arrays)
+        and not (
+            name in one.arrays and name in other.arrays and _same_array(one.arrays[name], other.arrays[name])
+        )
+    ]
+    if not _same_array(one.cell.array, other.cell.array):
+        found.append("cell")
+    if not _same_array(one.pbc, other.pbc):
+        found.append("pbc")
+    return found
+
+
+def _moved(one: Atoms, other: Atoms) -> bool:
+    """Return whether an atom has moved by more than any tolerance for rounding; no NaN has."""
+    first, second = one.positions, other.positions
+    return first.shape == second.shape and bool(np.abs(first - second).max() > _ROUNDING)
+
+
+def _same_array(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    # the same as numpy.array_equal without what that does for other types, which takes three times as long
+    return one.shape == other.shape and bool((one == other).all())
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Compare entries of ``atoms.info``: mostly the same number, which ASE takes 10 µs to see."""
+    return one is other or bool(equal(one, other))
 
 
 def _stack(values: Sequence[Any]) -> NDArray[np.float64] | None:

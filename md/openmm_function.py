@@ -15,6 +15,7 @@ from ffpretrain import units
 from ffpretrain.artifacts import file_sha256
 from ffpretrain.errors import ArtifactError, ConfigError
 from ffpretrain.md.calculator import Model, load_model
+from ffpretrain.md.native.ready import NATIVE_MIN_STEPS
 from ffpretrain.md.runtime import Runtime
 from ffpretrain.md.unfamiliar import Familiarity, require_molecule
 from ffpretrain.zoo import locate
@@ -96,6 +97,8 @@ class ModelFunction:
         require_molecule(potential, self.numbers)
         self._familiarity = Familiarity(getattr(potential, "card", None), "warn")
         self._runtime = Runtime(potential, self.device, self.dtype, "auto")
+        # OpenMM runs long: worth the seconds that the native code takes to build, once per machine
+        self._runtime.expected_steps = NATIVE_MIN_STEPS
         return self._runtime
 
     def __call__(self, state: openmm.State) -> tuple[float, NDArray[np.float64]]:

@@ -102,7 +102,7 @@ class Replicas:
         """Return the function of fixed shape; None where the structure needs lists of pairs."""
         runtime, n = self.runtime, len(self.numbers)
         model = runtime.model
-        if (many := runtime.native_many()) is not None:
+        if (many := runtime.native_many(steps * self.count)) is not None:
             self.name = "replicas native"
             return self._native_function(many)
         wanted = runtime.compile is True or (

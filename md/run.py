@@ -21,6 +21,7 @@ from ffpretrain.md import velocities
 from ffpretrain.md.calculator import FFCalculator
 from ffpretrain.md.compiled import COMPILE_MIN_STEPS
 from ffpretrain.md.engines import make_integrator
+from ffpretrain.md.native.ready import NATIVE_MIN_STEPS
 from ffpretrain.md.output import (
     CsvLog,
     Paths,
@@ -213,11 +214,12 @@ class Run:
 
     def _expected_steps(self) -> int:
         """Return the length that decides whether to compile: a run goes on as it began, however long."""
-        if self.settings.engine != "ase":
-            return 0  # the calculator evaluates the start only
+        if self.settings.engine != "ase":  # of the calculator's code the engine shares the native one alone
+            return min(self.settings.steps, NATIVE_MIN_STEPS)
         if self.restart is None:
             return self.settings.steps
-        return COMPILE_MIN_STEPS if "compiled" in self.restart.settings["backend"] else 0
+        had = self.restart.settings["backend"]
+        return COMPILE_MIN_STEPS if "compiled" in had else NATIVE_MIN_STEPS if "native" in had else 0
 
     def _continue(self, restart: Restart) -> None:
         self.step = restart.step
@@ -227,10 +229,8 @@ class Run:
         self.conserved = RunningMoments(**restart.statistics["conserved"])
         if self._backend() != restart.settings["backend"]:
             had, now = restart.settings["backend"], self._backend()
-            raise DataError(
-                f"that run was evaluated by {had!r}, now it would be by {now!r}; set compile, dtype and "
-                "device as they were"
-            )
+            mend = "set compile, dtype and device as they were"
+            raise DataError(f"that run was evaluated by {had!r}, now it would be by {now!r}; {mend}")
 
     def _minimize(self) -> None:
         from ase.optimize import BFGS, LBFGS

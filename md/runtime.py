@@ -25,6 +25,7 @@ from ffpretrain.md.cuda import GraphPath, record_molecules
 from ffpretrain.md.cuda_batch import graph_batch
 from ffpretrain.md.native import NativeMany, NativePath, NativeUnavailable, StructurePairs
 from ffpretrain.md.native.batch import NativeBatch
+from ffpretrain.md.native.ready import NATIVE_MIN_STEPS, prepare
 from ffpretrain.md.paths import (
     DENSE_ATOMS,
     Array,
@@ -70,7 +71,9 @@ class Runtime:
         device: ``auto`` (a CUDA device where there is one, else the CPU) or a name torch knows.
         dtype: ``float32`` or ``float64``, of the network; reference energies and sums are float64 in both.
         compile: ``auto`` and True evaluate the main backbones natively on a CPU (:mod:`ffpretrain.md.native`,
-            built by a C++ compiler once per machine in seconds). Where that cannot be, True compiles small
+            built by a C++ compiler once per machine in seconds; ``auto`` waits for that only in runs of at
+            least :data:`~ffpretrain.md.native.ready.NATIVE_MIN_STEPS` steps, else it runs eager while the
+            code is built for the next time). Where that cannot be, True compiles small
             molecules with torch, ``auto`` does so once ``expected_steps`` is at least
             :data:`~ffpretrain.md.compiled.COMPILE_MIN_STEPS`. False runs eager.
 
@@ -298,7 +301,7 @@ class Runtime:
             bad = int(np.flatnonzero(~np.isfinite(positions).all(axis=1))[0])
             raise UnsupportedInputError(f"the position of atom {bad} is not finite; check the structure")
         compiled = self._wants_compiled()
-        key = (numbers.tobytes(), pbc, compiled)
+        key = (numbers.tobytes(), pbc, compiled, self.expected_steps >= NATIVE_MIN_STEPS)
         if key not in self._plans:
             check = getattr(self.model, "check_elements", None)
             if check is not None:
@@ -350,20 +353,26 @@ class Runtime:
             return DensePath(model, numbers, self.device)  # type: ignore[arg-type]
         return EdgePath(model, numbers, pbc, self.device)
 
-    def native_many(self) -> NativeMany | None:
-        """Return the native evaluation of many structures, or None as :meth:`_native_path`."""
+    def native_many(self, expected: int = 0) -> NativeMany | None:
+        """Return the native evaluation of many structures, or None as :meth:`_native_path`.
+
+        Args:
+            expected: how many evaluations are to come, where that is more than ``expected_steps``.
+        """
         if self._many is None and self.compile is not False:
-            self._many = self._native(lambda: NativeMany(self.model))
+            self._many = self._native(lambda: NativeMany(self.model), expected)
         return self._many
 
     def _native_path(self, numbers: NDArray[np.int64], pbc: tuple[bool, bool, bool]) -> NativePath | None:
         """Return the native path, or None where it is not wanted or the machine, model or device has none."""
         return self._native(lambda: NativePath(self.model, numbers, pbc))
 
-    def _native(self, make: Callable[[], _Native]) -> _Native | None:
+    def _native(self, make: Callable[[], _Native], expected: int = 0) -> _Native | None:
         if self.compile is False or self.device.type != "cpu":
             return None
+        long = max(expected, self.expected_steps) >= NATIVE_MIN_STEPS
         try:
+            prepare(self.model, wait=self.compile is True or long)
             return make()
         except NativeUnavailable as reason:
             self.not_native = str(reason)

@@ -64,8 +64,9 @@ class External:
         self._batch = torch.arange(self.replicas, device=self.device).repeat_interleave(self.atoms)
         self._flat_numbers = self.numbers.flatten()
         self.model.check_composition(self._flat_numbers, self._batch)
-        self._box = Unchanged()
-        self._repeats: Tensor | None = None
+        self._unchanged = Unchanged()
+        self._box: Tensor | None = None
+        self._periodic = torch.zeros(self.replicas, dtype=torch.bool)
 
     def calculate(self, pos: Tensor, box: Tensor) -> tuple[Tensor, Tensor]:
         """Evaluate all replicas as one batch.
@@ -85,11 +86,13 @@ class External:
             NonFiniteError: an energy or force is not finite.
         """
         self._check_shapes(pos, box)
-        if self._repeats is None or not self._box(box):
-            self._repeats = _periodic(box)
-            self._box.keep(box)
+        if not self._unchanged(box):
+            # boxes seldom change, and looking at them takes as long as all else here: a copy tells a known one
+            if not self._known(box):
+                self._periodic, self._box = _periodic(box), box.detach().clone()
+            self._unchanged.keep(box)
         found = self.model.evaluate(
-            self._flat_numbers, pos.detach().reshape(-1, 3), self._batch, box.detach(), self._repeats
+            self._flat_numbers, pos.detach().reshape(-1, 3), self._batch, box.detach(), self._periodic
         )
         energy = (found.energy / units.KCAL_PER_MOL).to(pos.device).unsqueeze(1)
         forces = (found.forces / units.KCAL_PER_MOL).to(pos.device).view(pos.shape)
@@ -97,6 +100,14 @@ class External:
             # zero, with the forces as its derivative
             energy = energy - (forces * (pos - pos.detach())).sum(dim=(1, 2)).unsqueeze(1)
         return energy, forces.to(pos.dtype)
+
+    def _known(self, box: Tensor) -> bool:
+        known = self._box
+        return (
+            known is not None
+            and (known.dtype, known.device) == (box.dtype, box.device)
+            and torch.equal(known, box)
+        )
 
     def _check_shapes(self, pos: Tensor, box: Tensor) -> None:
         wanted = (self.replicas, self.atoms, 3)

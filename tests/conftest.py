@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Generator
 from pathlib import Path
@@ -17,6 +18,16 @@ def shared_data() -> Path:
     if not _DATA.is_dir():
         pytest.skip("real datasets absent: set FFPRETRAIN_SHARED_DATA to their folder to run this test")
     return _DATA
+
+
+@pytest.fixture(scope="session", autouse=True)
+def native_library() -> None:
+    """Build the native code before anything runs, so that no test is evaluated another way than the last."""
+    from ffpretrain.md.native import NativeUnavailable
+    from ffpretrain.md.native.build import load_library
+
+    with contextlib.suppress(NativeUnavailable):
+        load_library()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -62,6 +62,17 @@ def load_library() -> ctypes.CDLL:
     raise NativeUnavailable("no folder to build in; set FFPRETRAIN_CACHE to one that can be written")
 
 
+def is_built() -> bool:
+    """Return whether :func:`load_library` finds the library and need not build it."""
+    if load_library.cache_info().currsize:
+        return True
+    compiler = find_compiler()
+    if compiler is None or sys.platform == "win32":
+        return False
+    name = f"native-{_key(compiler, _flags())}.so"
+    return any((folder / name).is_file() for folder in _folders())
+
+
 def _folders() -> list[Path]:
     return [cache_folder() / "native", Path(tempfile.gettempdir()) / f"ffpretrain-native-{os.getpid()}"]
 

@@ -1,0 +1,71 @@
+"""When native code is waited for: not at a first energy under "auto", but in long runs and under True."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from ase.build import molecule
+
+from ffpretrain.md.compiled import CompileWarning
+from ffpretrain.md.native import ready
+from ffpretrain.md.runtime import Runtime
+from ffpretrain.potential import Potential
+
+
+@pytest.fixture
+def not_built(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[None]]:
+    """Pretend that the library is not in the cache; the list grows with every build in the background."""
+    started: list[None] = []
+    monkeypatch.setattr(ready, "is_built", lambda: False)
+    monkeypatch.setattr(ready, "_build_apart", lambda: started.append(None))
+    ready._say.cache_clear()
+    yield started
+    ready._say.cache_clear()
+
+
+def evaluate(runtime: Runtime) -> str:
+    water = molecule("H2O")
+    runtime.evaluate(water.numbers, water.positions)
+    return runtime.backend.split()[0]
+
+
+def test_the_first_energy_waits_for_no_compiler(
+    build_potential: Callable[..., Potential], not_built: list[None]
+) -> None:
+    runtime = Runtime(build_potential(hidden=32), "cpu", "float32", "auto")
+    with pytest.warns(CompileWarning, match="stays eager"):
+        assert evaluate(runtime) == "dense"
+    assert not_built and "background" in runtime.not_native
+    assert evaluate(runtime) == "dense"
+
+
+@pytest.mark.parametrize(("compiled", "steps"), [(True, 0), ("auto", ready.NATIVE_MIN_STEPS)])
+def test_long_runs_and_true_wait(
+    compiled: bool, steps: int, build_potential: Callable[..., Potential], not_built: list[None]
+) -> None:
+    runtime = Runtime(build_potential(hidden=32), "cpu", "float32", compiled)
+    runtime.expected_steps = steps
+    with pytest.warns(CompileWarning, match="building the native code"):
+        assert evaluate(runtime) == "native"
+    assert not not_built
+
+
+def test_a_missing_compiler_is_said_once(
+    build_potential: Callable[..., Potential],
+    not_built: list[None],
+    monkeypatch: pytest.MonkeyPatch,
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    monkeypatch.setattr(ready, "find_compiler", lambda: None)
+    for _ in range(2):
+        assert evaluate(Runtime(build_potential(hidden=32), "cpu", "float32", "auto")) == "dense"
+    assert len([w for w in recwarn if "no C++ compiler" in str(w.message)]) == 1
+    assert not not_built
+
+
+def test_nothing_is_built_for_a_backbone_without_native_code(
+    build_potential: Callable[..., Potential], not_built: list[None]
+) -> None:
+    evaluate(Runtime(build_potential(name="schnet"), "cpu", "float32", "auto"))
+    assert not not_built
