@@ -87,7 +87,7 @@ class External:
         """
         self._check_shapes(pos, box)
         if not self._unchanged(box):
-            # boxes seldom change, and looking at them takes as long as all else here: a copy tells a known one
+            # boxes seldom change, and looking at one takes as long as all else here: a copy tells a known one
             if not self._known(box):
                 self._periodic, self._box = _periodic(box), box.detach().clone()
             self._unchanged.keep(box)
