@@ -10,6 +10,7 @@ from ffpretrain.errors import UnsupportedInputError
 from ffpretrain.md.batches import BatchEvaluation, BatchPath
 from ffpretrain.md.native.many import NativeMany
 from ffpretrain.md.native.path import StructurePairs
+from ffpretrain.neighbors import neighbor_list
 
 
 class NativeBatch(BatchPath):
@@ -51,9 +52,7 @@ class NativeBatch(BatchPath):
         # numpy takes a quarter of torch's time for arrays this small
         shortest = np.array([one.shortest for one in found])
         if not shortest.all():
-            raise UnsupportedInputError(
-                f"structure {int(shortest.argmin())}: two atoms are at the same place; move or remove one"
-            )
+            self._refuse_coinciding_atoms(int(shortest.argmin()), pos, cell)
         energy = np.array([one.energy for one in found], dtype=np.float64)
         forces = np.concatenate([one.forces for one in found if one.forces is not None])
         result = BatchEvaluation(
@@ -66,3 +65,12 @@ class NativeBatch(BatchPath):
             stress = np.stack([zero if one.stress is None else one.stress for one in found])
             result = result._replace(stress=torch.from_numpy(stress))
         return result
+
+    def _refuse_coinciding_atoms(self, place: int, pos: Tensor, cell: Tensor) -> None:
+        """Name the atoms, which the native code does not: a plain list of pairs does."""
+        try:
+            repeats = self._repeats[place]
+            neighbor_list(pos[self.slices[place]], self.cutoff, cell[place], (repeats,) * 3)
+        except UnsupportedInputError as error:
+            raise UnsupportedInputError(f"structure {place}: {error}") from error
+        raise UnsupportedInputError(f"structure {place}: two atoms are at the same place; move or remove one")

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import nn
 
+from ffpretrain.errors import UnsupportedInputError
 from ffpretrain.md.native.path import NativeNetwork, StructurePairs
 from ffpretrain.md.paths import Array, Evaluation
 
@@ -35,6 +36,7 @@ class NativeMany:
         """Evaluate each structure at its positions ``[N, 3]`` Å in its cell ``[3, 3]`` Å.
 
         Raises:
+            UnsupportedInputError: a cell that has no pairs, with the number of its structure.
             NonFiniteError: memory ran out.
         """
         threads = min(len(self._networks), len(structures))
@@ -60,4 +62,10 @@ class NativeMany:
     ) -> list[Evaluation]:
         network = self._networks[first]
         every = range(first, len(structures), step)
-        return [network.evaluate(structures[i], positions[i], cells[i]) for i in every]
+        results = []
+        for i in every:
+            try:
+                results.append(network.evaluate(structures[i], positions[i], cells[i]))
+            except UnsupportedInputError as error:
+                raise UnsupportedInputError(f"structure {i}: {error}") from error
+        return results

@@ -276,7 +276,7 @@ def test_what_cannot_be_evaluated_is_refused(
 
 def test_results_that_are_not_finite_name_their_replica(build_potential: Build, ethanol: Atoms) -> None:
     potential = build_potential()
-    external = External(potential, np.tile(ethanol.numbers, (2, 1)), "cpu")
+    external = External(potential, np.tile(ethanol.numbers, (2, 1)), "cpu", compile=False)
     pos, box = replicas_of(ethanol, 2, 0.01), torch.zeros(2, 3, 3)
     external.calculate(pos, box)
     right = external.model.runtime.model.forward
@@ -296,7 +296,7 @@ def test_the_gate_watches_the_batch(
 ) -> None:
     pos, box = replicas_of(ethanol, 3), torch.zeros(3, 3, 3)
     numbers = np.tile(ethanol.numbers, (3, 1))
-    external = External(potential, numbers, "cpu")
+    external = External(potential, numbers, "cpu", compile=False)
     external.calculate(pos, box)
     measured = external.model.runtime.agreement["batch"]
     assert measured.frames == 3 and 0 < measured.force_error < 1e-5
@@ -310,7 +310,7 @@ def test_the_gate_watches_the_batch(
 
     monkeypatch.setattr(BatchPath, "_pairs", slipped)
     with pytest.raises(AgreementError, match="the path 'batch'"):
-        External(potential, numbers, "cpu").calculate(pos, box)
+        External(potential, numbers, "cpu", compile=False).calculate(pos, box)
 
 
 def test_other_structures_make_a_new_plan(potential: Potential, ethanol: Atoms, crystal: Atoms) -> None:
