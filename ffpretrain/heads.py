@@ -49,16 +49,19 @@ class GatedBlock(nn.Module):
 
 
 def _smooth_norm(vec: Tensor) -> Tensor:
-    """Return the lengths of vectors ``[N, 3, F]``: ``s / (s^2 + q^2)^(1/4)`` of their squares s.
+    """Return the lengths of vectors ``[N, 3, F]``, smooth at zero.
+
+    Of their squares s it is ``sqrt(s + 1e-12)``, and in float64 ``s / (s^2 + q^2)^(1/4)`` with ``q = 1e-18``.
 
     Where vectors vanish (no neighbours, or symmetry) a length has no derivative, and what rounding leaves of
-    a vector that should be zero points anywhere. The root of q lies above that. A length of zero is zero, and
-    one of 0.001 is exact to rounding.
+    a vector that should be zero points anywhere: the root of the constant must lie far above that. The second
+    form is exact to rounding from lengths of 1e-5 on; in float32 its squares could overflow.
     """
-    q = 1e-16 if vec.dtype == torch.float64 else 1e-12
-    # in units of q, so that higher derivatives stay in the range of float32
-    square = vec.square().sum(-2) / q
-    return square * (square.square() + 1).sqrt().rsqrt() * q**0.5
+    square = vec.square().sum(-2)
+    if vec.dtype != torch.float64:
+        return (square + 1e-12).sqrt()
+    ratio = square / 1e-18
+    return square * (ratio.square() + 1).sqrt().rsqrt() * 1e9
 
 
 class EnergyHead(nn.Module):

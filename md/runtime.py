@@ -71,11 +71,9 @@ class Runtime:
         device: ``auto`` (a CUDA device where there is one, else the CPU) or a name torch knows.
         dtype: ``float32`` or ``float64``, of the network; reference energies and sums are float64 in both.
         compile: ``auto`` and True evaluate the main backbones natively on a CPU (:mod:`ffpretrain.md.native`,
-            built by a C++ compiler once per machine in seconds; ``auto`` waits for that only in runs of at
-            least :data:`~ffpretrain.md.native.ready.NATIVE_MIN_STEPS` steps, else it runs eager while the
-            code is built for the next time). Where that cannot be, True compiles small
-            molecules with torch, ``auto`` does so once ``expected_steps`` is at least
-            :data:`~ffpretrain.md.compiled.COMPILE_MIN_STEPS`. False runs eager.
+            built once per machine; ``auto`` waits for that in runs of :data:`NATIVE_MIN_STEPS` steps or more)
+            and record small molecules on a GPU. Elsewhere True compiles small molecules with torch, ``auto``
+            once ``expected_steps`` reach :data:`COMPILE_MIN_STEPS`. False runs eager.
 
     Attributes:
         agreement: what the gate measured, by path; see :mod:`ffpretrain.md.agreement`. An eager path is
@@ -101,8 +99,7 @@ class Runtime:
         self._batch: BatchPath | None = None
         self._path_name = ""
         self._many: NativeMany | None = None
-        #: why the native path was not taken; empty where it was, or was not asked for
-        self.not_native = ""
+        self.not_native = ""  # why the native path was not taken; empty where it was, or was not asked for
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the paths out: compiled code cannot be copied, and all of them are made again when needed."""
@@ -116,8 +113,7 @@ class Runtime:
     @property
     def backend(self) -> str:
         """How the last structure was evaluated, such as ``dense float32 cpu``; empty before the first."""
-        name = str(self.dtype).removeprefix("torch.")
-        return f"{self._path_name} {name} {self.device}" if self._path_name else ""
+        return f"{self._path_name} {str(self.dtype)[6:]} {self.device}" if self._path_name else ""
 
     def fingerprint(self) -> str:
         """Return a SHA-256 of the weights as this runtime holds them, in hexadecimal."""
@@ -219,12 +215,10 @@ class Runtime:
         """Evaluate many structures, several at a time.
 
         Args:
-            structures: ``ase.Atoms``, frames of a dataset, or anything with their ``numbers``, ``positions``,
-                ``cell`` and ``pbc``.
+            structures: ``ase.Atoms``, frames of a dataset, or what has the same attributes.
 
         Raises:
-            UnsupportedInputError: as :meth:`evaluate`.
-            NonFiniteError: as :meth:`evaluate`; it names the structure by its place.
+            UnsupportedInputError, NonFiniteError: as :meth:`evaluate`; they name the structure by its place.
         """
         if (many := self.native_many()) is not None:
             return self._evaluate_native(many, list(structures))
@@ -344,8 +338,8 @@ class Runtime:
                 return DensePath(model, numbers, self.device, function)  # type: ignore[arg-type]
         elif compiled and self.compile is True:
             warnings.warn(
-                f"only molecules in vacuum of at most {DENSE_ATOMS} atoms, with a backbone that is smooth at "
-                "its cutoff, are compiled; running eager",
+                f"only molecules in vacuum of at most {DENSE_ATOMS} atoms, with a backbone smooth at its cutoff, "
+                "are compiled; running eager",
                 CompileWarning,
                 stacklevel=2,
             )

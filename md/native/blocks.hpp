@@ -75,10 +75,14 @@ template <class T> struct Gated {
         store<T>(&joined[2 * i * in + j], load(x + i * in + j));
         for (int l = 0; l < width<T>; ++l) {
           // a length that is smooth at zero, as the heads of the eager path have it, and its derivative with
-          // respect to a component over that component; u is the squared length in units of `smooth`
-          const T u = square[l] / smooth, t = u * u + 1, root = std::sqrt(smooth) / std::sqrt(std::sqrt(t));
-          joined[(2 * i + 1) * in + j + l] = u * root;
-          norm_slope[i * in + j + l] = (u * u + 2) / (t * smooth) * root;
+          // respect to a component over that component
+          T &length = joined[(2 * i + 1) * in + j + l], &ratio = norm_slope[i * in + j + l];
+          if (sizeof(T) == 8) {
+            const T u = square[l] / smooth, t = u * u + 1, root = 1 / std::sqrt(smooth * std::sqrt(t));
+            length = square[l] * root, ratio = (u * u + 2) / t * root;
+          } else {
+            length = std::sqrt(square[l] + smooth), ratio = 1 / length;
+          }
         }
       }
     hidden.apply(n, joined.data(), hidden_raw.data());
@@ -137,7 +141,7 @@ template <class T> struct Gated {
 // Two gated blocks: from features to atomic energies.
 template <class T> struct EnergyHead {
   Gated<T> first, second;
-  static constexpr T smooth = sizeof(T) == 8 ? T(1e-16) : T(1e-12);
+  static constexpr T smooth = sizeof(T) == 8 ? T(1e-18) : T(1e-12);
 
   void read(const T*& source, int64_t f) {
     first.read(source, f, f / 2, true);

@@ -133,7 +133,7 @@ def test_wheel_holds_every_package_and_data_file(wheel: Path, copy: Path) -> Non
         scripts = archive.read(entry_points).decode()
     assert names == installed_files(copy)
     assert "ffpretrain/py.typed" in names
-    assert "ffpretrain = ffpretrain.cli:main" in scripts
+    assert "ffpretrain = ffpretrain.cli:run" in scripts
 
 
 def test_sdist_holds_all_tracked_files(sdist: Path) -> None:

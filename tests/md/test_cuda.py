@@ -37,7 +37,7 @@ DEVICE = "cuda" if GPU else "cpu"
 def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the path of CUDA devices on any device."""
     monkeypatch.setattr(Runtime, "records", property(lambda self: self.compile is not False))
-    monkeypatch.setattr(Runtime, "native_many", lambda self: None)
+    monkeypatch.setattr(Runtime, "native_many", lambda self, expected=0: None)
     monkeypatch.setattr(Runtime, "_native_path", lambda self, numbers, pbc: None)
 
 

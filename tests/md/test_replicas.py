@@ -70,7 +70,7 @@ def test_long_work_is_compiled(
 ) -> None:
     """Tracing is real, the C++ compiler is not called: what is traced must serve other positions."""
     monkeypatch.setattr(compiled.torch, "compile", lambda traced, **options: traced)
-    monkeypatch.setattr(Runtime, "native_many", lambda self: None)
+    monkeypatch.setattr(Runtime, "native_many", lambda self, expected=0: None)
     runtime = Runtime(potential, "cpu", "float64", compile=option)
     copies = Replicas(runtime, ethanol.numbers, ethanol.positions, 2, steps=steps)
     assert copies.name == ("replicas dense" if steps == 9_999 else "replicas dense compiled")

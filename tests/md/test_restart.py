@@ -92,7 +92,7 @@ def test_a_killed_run_continues_from_its_restart_file(
     assert whole.paths["log"].read_bytes() == parts.paths["log"].read_bytes()
     steps = [frame.info["step"] for frame in ase.io.read(parts.paths["trajectory"], ":")]
     assert steps == list(range(0, 17, 2))
-    assert parts.summary["backend"].startswith("edges")
+    assert parts.summary["backend"].startswith(("edges", "native"))  # the width of the machine decides
 
 
 def test_the_same_seed_gives_the_same_run(potential: Potential, ethanol: Atoms) -> None:

@@ -57,7 +57,7 @@ def test_files_hold_what_happened(model_file: Path, tmp_path: Path) -> None:
     assert (written["schema"], written["version"]) == ("ffpretrain-md", 1)
     assert written["structure"] == {"formula": "C2H6O", "n_atoms": 9}
     assert written["units"]["drift"] == "meV/atom/ps"
-    assert written["agreement"][0]["path"] == "dense"
+    assert written["backend"] == f"{written['agreement'][0]['path']} float32 cpu"
     kept = ase.io.read(out / "last_frame.extxyz")
     np.testing.assert_allclose(kept.positions, result.atoms.positions, rtol=0, atol=1e-8)
     np.testing.assert_allclose(kept.get_momenta(), result.atoms.get_momenta(), rtol=0, atol=1e-8)
