@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ffpretrain.errors import NonFiniteError
 from ffpretrain.graphs import Graph
 from ffpretrain.md.verlet import VerletList
 from ffpretrain.pairs import DensePairs
@@ -167,3 +168,19 @@ def evaluation(out: dict[str, Any], shortest: float, periodic: bool) -> Evaluati
         stress=stress.reshape(3, 3) if stress is not None and periodic else None,
         shortest=shortest,
     )
+
+
+def refuse_non_finite(result: Evaluation, where: str = "") -> None:
+    """Refuse an evaluation that holds NaN or infinity.
+
+    Raises:
+        NonFiniteError: names the first atom whose force is not finite.
+    """
+    if result.forces is not None and not np.isfinite(result.forces).all():
+        atom = int(np.flatnonzero(~np.isfinite(result.forces).all(axis=1))[0])
+        raise NonFiniteError(
+            f"{where}the force on atom {atom} is not finite; look for atoms on top of each other or a step "
+            "that is too long"
+        )
+    if result.energy is not None and not np.isfinite(result.energy):
+        raise NonFiniteError(f"{where}the energy is not finite; look for atoms on top of each other")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ffpretrain.artifacts import resolve_device
-from ffpretrain.errors import ConfigError, NonFiniteError, UnsupportedInputError, nearest
+from ffpretrain.errors import ConfigError, UnsupportedInputError, nearest
 from ffpretrain.graphs import Graph, batch_graphs, build_graph
 from ffpretrain.md.agreement import Agreement, check_agreement
 from ffpretrain.md.batches import BatchEvaluation, BatchPath, OneOfBatch, refuse_bad_positions
@@ -35,6 +35,7 @@ from ffpretrain.md.paths import (
     Path,
     dense_fits,
     has_volume,
+    refuse_non_finite,
 )
 
 CompileOption = Literal["auto"] | bool
@@ -338,8 +339,8 @@ class Runtime:
                 return DensePath(model, numbers, self.device, function)  # type: ignore[arg-type]
         elif compiled and self.compile is True:
             warnings.warn(
-                f"only molecules in vacuum of at most {DENSE_ATOMS} atoms, with a backbone smooth at its cutoff, "
-                "are compiled; running eager",
+                f"only molecules in vacuum of at most {DENSE_ATOMS} atoms, with a backbone that is smooth at "
+                "its cutoff, are compiled; running eager",
                 CompileWarning,
                 stacklevel=2,
             )
@@ -382,19 +383,3 @@ def resolve_dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise ConfigError(f"unknown dtype {name!r}{nearest(str(name), DTYPES)}")
     return DTYPES[name]
-
-
-def refuse_non_finite(result: Evaluation, where: str = "") -> None:
-    """Refuse an evaluation that holds NaN or infinity.
-
-    Raises:
-        NonFiniteError: names the first atom whose force is not finite.
-    """
-    if result.forces is not None and not np.isfinite(result.forces).all():
-        atom = int(np.flatnonzero(~np.isfinite(result.forces).all(axis=1))[0])
-        raise NonFiniteError(
-            f"{where}the force on atom {atom} is not finite; look for atoms on top of each other or a step "
-            "that is too long"
-        )
-    if result.energy is not None and not np.isfinite(result.energy):
-        raise NonFiniteError(f"{where}the energy is not finite; look for atoms on top of each other")
