@@ -41,6 +41,9 @@ for _ in range(runs):
     spectra.append(velocity_spectrum(np.array(velocities), atoms.get_masses(), timestep))
 
 wavenumber = spectra[0].wavenumber
+if wavenumber[1] > 600.0:
+    spacing = f"a line every {wavenumber[1]:.0f} 1/cm"
+    raise SystemExit(f"{steps} steps give {spacing}, wider than a band; take 150 or more")
 density = np.mean([s.density for s in spectra], axis=0)
 np.savetxt("spectrum.dat", np.column_stack([wavenumber, density]), header="1/cm   eV cm")
 bands = {"C-C, C-O, bends": (200, 1700), "C-H stretches": (2700, 3300), "O-H stretch": (3300, 4200)}

@@ -42,7 +42,10 @@ def prepare(model: nn.Module, wait: bool) -> None:
         return
     _build_apart()
     reason = "the native code is being built in the background"
-    _say(f"{reason}: this run stays eager, the next one is faster; compile=True waits for it")
+    _say(
+        f"{reason}, which takes about 20 s; this process stays eager, several times slower, and the next one "
+        "finds it (FFCalculator(..., compile=True) waits for it instead)"
+    )
     raise NativeUnavailable(reason)
 
 
