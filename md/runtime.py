@@ -25,7 +25,7 @@ from ffpretrain.md.cuda import GraphPath, record_molecules
 from ffpretrain.md.cuda_batch import graph_batch
 from ffpretrain.md.native import NativeMany, NativePath, NativeUnavailable, StructurePairs
 from ffpretrain.md.native.batch import NativeBatch
-from ffpretrain.md.native.ready import NATIVE_MIN_STEPS, prepare
+from ffpretrain.md.native.ready import NATIVE_MIN_STEPS, prepare, say_failed
 from ffpretrain.md.paths import (
     DENSE_ATOMS,
     Array,
@@ -365,12 +365,14 @@ class Runtime:
     def _native(self, make: Callable[[], _Native], expected: int = 0) -> _Native | None:
         if self.compile is False or self.device.type != "cpu":
             return None
-        long = max(expected, self.expected_steps) >= NATIVE_MIN_STEPS
+        wait = self.compile is True or max(expected, self.expected_steps) >= NATIVE_MIN_STEPS
         try:
-            prepare(self.model, wait=self.compile is True or long)
+            prepare(self.model, wait)
             return make()
         except NativeUnavailable as reason:
             self.not_native = str(reason)
+            if wait:
+                say_failed(self.model, reason)
             return None
 
 

@@ -43,10 +43,16 @@ def prepare(model: nn.Module, wait: bool) -> None:
     _build_apart()
     reason = "the native code is being built in the background"
     _say(
-        f"{reason}, which takes about 20 s; this process stays eager, several times slower, and the next one "
-        "finds it (FFCalculator(..., compile=True) waits for it instead)"
+        f"{reason}, which takes about 20 s; what has begun stays eager, several times slower, and "
+        "calculators made later find it (FFCalculator(..., compile=True) waits for it instead)"
     )
     raise NativeUnavailable(reason)
+
+
+def say_failed(model: nn.Module, reason: NativeUnavailable) -> None:
+    """Warn where the library was waited for and could not be built, so that nobody takes eager for native."""
+    if isinstance(model, Potential) and type(model.backbone) in KINDS and not is_built():
+        _say(f"{reason}: running eager, the same numbers more slowly")
 
 
 @functools.cache

@@ -8,7 +8,8 @@ import pytest
 from ase.build import molecule
 
 from ffpretrain.md.compiled import CompileWarning
-from ffpretrain.md.native import ready
+from ffpretrain.md.native import path, ready
+from ffpretrain.md.native.build import NativeUnavailable
 from ffpretrain.md.runtime import Runtime
 from ffpretrain.potential import Potential
 
@@ -69,3 +70,16 @@ def test_nothing_is_built_for_a_backbone_without_native_code(
 ) -> None:
     evaluate(Runtime(build_potential(name="schnet"), "cpu", "float32", "auto"))
     assert not not_built
+
+
+def test_a_build_that_fails_is_said(
+    build_potential: Callable[..., Potential], not_built: list[None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        raise NativeUnavailable("c++ failed: no such header")
+
+    monkeypatch.setattr(path, "load_library", broken)
+    runtime = Runtime(build_potential(hidden=32), "cpu", "float32", "auto")
+    runtime.expected_steps = ready.NATIVE_MIN_STEPS
+    with pytest.warns(CompileWarning, match="no such header: running eager"):
+        assert evaluate(runtime) == "dense"
