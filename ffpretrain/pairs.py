@@ -7,6 +7,8 @@ Two layouts share one interface, so that a backbone is written once:
   cutoff function alone removes the far ones. Gathering is a broadcast and reducing a plain sum, so a compiler
   can fuse message and reduction, and shapes never change. Only valid for a backbone whose messages vanish
   smoothly at the cutoff.
+
+:class:`HalfPairs` lists each pair once, for networks that have native code for their messages.
 """
 
 from __future__ import annotations
@@ -107,3 +109,50 @@ class DensePairs:
     def sum(self, message: Tensor) -> Tensor:
         """See :class:`Pairs`."""
         return message.sum(2).reshape(self.n_molecules * self.n_atoms, *message.shape[3:])
+
+
+class HalfPairs:
+    """Pairs of a graph, each listed once, and one last row that stands for every atom with itself.
+
+    Attributes:
+        vector: from first to second in Å ``[P + 1, 3]``; zero in the last row.
+        distance: ``[P + 1]`` Å; zero in the last row.
+        other: 1 ``[P + 1]``, but 0 in the last row.
+        first: one atom of each pair, int64 ``[P]``.
+        second: the other.
+    """
+
+    def __init__(self, graph: Graph, dtype: torch.dtype | None = None) -> None:
+        self.n_atoms = graph.z.shape[0]
+        neighbor, center = graph.edge_index
+        once = center < neighbor
+        if bool((center == neighbor).any()):  # images of an atom itself
+            once = once | ((center == neighbor) & (_sign(graph.edge_shift) > 0))
+        self.first, self.second = center[once], neighbor[once]
+        pos = graph.pos
+        vector = pos.index_select(0, self.second) + graph.edge_shift[once] - pos.index_select(0, self.first)
+        vector = vector.to(dtype)
+        distance = vector.square().sum(-1).sqrt()
+        self.vector = torch.cat([vector, vector.new_zeros(1, 3)])
+        self.distance = torch.cat([distance, distance.new_zeros(1)])
+        self.other = torch.cat([torch.ones_like(distance), distance.new_zeros(1)])
+
+    def exchange(self, filters: Tensor, x: Tensor) -> Tensor:
+        """Sum ``filters * x_j`` over the neighbours j of each atom, itself left out.
+
+        Args:
+            filters: ``[P + 1, F]``, one for both directions of a pair.
+            x: atom features ``[N, F]``.
+        """
+        filters = filters[:-1]
+        total = x.new_zeros(self.n_atoms, x.shape[-1])
+        total = total.index_add(0, self.first, filters * x.index_select(0, self.second))
+        return total.index_add(0, self.second, filters * x.index_select(0, self.first))
+
+
+def _sign(shift: Tensor) -> Tensor:
+    """Return the sign of the first component that is not zero, ``[P]``."""
+    sign = shift[:, 0].sign()
+    for c in (1, 2):
+        sign = torch.where(sign == 0, shift[:, c].sign(), sign)
+    return sign

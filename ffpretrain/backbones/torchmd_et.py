@@ -18,7 +18,9 @@ from ffpretrain.backbones.base import Backbone, Features, check_positive
 from ffpretrain.backbones.radial import ExpNormalBasis, cosine_cutoff
 from ffpretrain.backbones.vector_norm import WhitenedNorm
 from ffpretrain.errors import ConfigError
-from ffpretrain.pairs import Pairs
+from ffpretrain.native.build import NativeUnavailable
+from ffpretrain.native.messages import Shape, messages, require
+from ffpretrain.pairs import HalfPairs, Pairs
 
 if TYPE_CHECKING:
     from ffpretrain.potential import Potential
@@ -108,7 +110,14 @@ class TorchMDET(Backbone):
             self.layers[0].to(self.embedding.weight)
             self.vector_input = self.config["vector_input"] = True
 
-    def encode(self, z: Tensor, pairs: Pairs, initial: Features | None = None) -> Features:
+    def use_native_messages(self) -> None:
+        """See :class:`~ffpretrain.backbones.base.Backbone`."""
+        if not self.smooth:
+            raise NativeUnavailable("native messages need vector_cutoff=true")
+        require(self.n_features, self.heads)
+        self.native_messages = True
+
+    def encode(self, z: Tensor, pairs: Pairs | HalfPairs, initial: Features | None = None) -> Features:
         """See :class:`~ffpretrain.backbones.base.Backbone`."""
         weight = cosine_cutoff(pairs.distance, self.cutoff).unsqueeze(-1)
         basis = self.basis(pairs.distance)
@@ -153,14 +162,24 @@ class NeighborEmbedding(nn.Module):
         self.combine = _linear(2 * hidden, hidden)
 
     def forward(
-        self, z: Tensor, x: Tensor, pairs: Pairs, basis: Tensor, weight: Tensor, filters: Tensor | None = None
+        self,
+        z: Tensor,
+        x: Tensor,
+        pairs: Pairs | HalfPairs,
+        basis: Tensor,
+        weight: Tensor,
+        filters: Tensor | None = None,
     ) -> Tensor:
         """Combine ``x [N, F]`` with the filtered sum over neighbours; an atom is not its own here."""
         if pairs.other is not None:
             weight = weight * pairs.other.unsqueeze(-1)
         filters = self.filter(basis) if filters is None else filters
-        message = filters * weight * pairs.neighbor(self.embedding(z))
-        return self.combine(torch.cat([x, pairs.sum(message)], dim=-1))
+        filters, neighbor = filters * weight, self.embedding(z)
+        if isinstance(pairs, HalfPairs):
+            total = pairs.exchange(filters, neighbor)
+        else:
+            total = pairs.sum(filters * pairs.neighbor(neighbor))
+        return self.combine(torch.cat([x, total], dim=-1))
 
 
 class EquivariantAttention(nn.Module):
@@ -197,7 +216,7 @@ class EquivariantAttention(nn.Module):
         self,
         x: Tensor,
         vec: Tensor | None,
-        pairs: Pairs,
+        pairs: Pairs | HalfPairs,
         basis: Tensor,
         weight: Tensor,
         direction: Tensor,
@@ -221,6 +240,33 @@ class EquivariantAttention(nn.Module):
         if vec is not None and self.vector_value is not None and self.vector_filters is not None:
             mixed = torch.cat([mixed, self.vector_value(normed)], dim=-1)
             filters = torch.cat([filters, self.vector_filters(basis)], dim=-1)
+        if isinstance(pairs, HalfPairs):
+            known = vec if mixed.shape[-1] == 5 * f else None
+            shape = Shape(pairs.first, pairs.second, self.heads, selves=True)
+            total, moved = messages(mixed, known, filters, weight.squeeze(-1), direction, shape)
+        else:
+            total, moved = self._messages(mixed, vec, filters, pairs, weight, direction)
+        new_x = self.out(total)
+        if vec is None or self.vec_proj is None:
+            return x + new_x, moved
+        if self.vector_out is not None:
+            new_x = torch.cat([self.vector_out(total), new_x], dim=-1)
+        vec1, vec2, vec3 = self.vec_proj(vec).split(f, dim=-1)
+        o1, o2, o3 = new_x.split(f, dim=-1)
+        dx = (vec1 * vec2).sum(-2) * o2 + o3
+        return x + dx, vec + (vec3 * o1.unsqueeze(-2) + moved)
+
+    def _messages(
+        self,
+        mixed: Tensor,
+        vec: Tensor | None,
+        filters: Tensor,
+        pairs: Pairs,
+        weight: Tensor,
+        direction: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the sums over neighbours of scalar ``[N, F]`` and vector messages ``[N, 3, F]``."""
+        f = self.hidden
         # split, not slices: the derivative of all parts is then one concatenation
         values = mixed.shape[-1] - 2 * f
         filter_k, filter_v = functional.silu(filters).split([f, values], dim=-1)
@@ -234,18 +280,10 @@ class EquivariantAttention(nn.Module):
             attention, value = attention * weight, value * (weight > 0).to(value.dtype)
         value_x, value_d, *value_v = value.split(f, dim=-1)
         total = pairs.sum(value_x * attention)
-        new_x = self.out(total)
-        value_d = value_d.unsqueeze(-2)
-        if vec is None or self.vec_proj is None:
-            return x + new_x, pairs.sum(value_d * direction.unsqueeze(-1))
-        if self.vector_out is not None:
-            new_x = torch.cat([self.vector_out(total), new_x], dim=-1)
-        message = value_d * direction.unsqueeze(-1) + value_v[0].unsqueeze(-2) * pairs.neighbor(vec)
-        vec1, vec2, vec3 = self.vec_proj(vec).split(f, dim=-1)
-        o1, o2, o3 = new_x.split(f, dim=-1)
-        dx = (vec1 * vec2).sum(-2) * o2 + o3
-        dvec = vec3 * o1.unsqueeze(-2) + pairs.sum(message)
-        return x + dx, vec + dvec
+        message = value_d.unsqueeze(-2) * direction.unsqueeze(-1)
+        if vec is not None and value_v:
+            message = message + value_v[0].unsqueeze(-2) * pairs.neighbor(vec)
+        return total, pairs.sum(message)
 
     def _per_head_sum(self, product: Tensor) -> Tensor:
         """Activate the sum over each head's features and spread it back: ``[P, F]`` to ``[P, F]``."""

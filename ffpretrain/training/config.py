@@ -133,7 +133,10 @@ class TrainerConfig(_Strict):
         default=None, gt=0, description="stop after so many validations without gain"
     )
     precision: Literal["float32", "float64"] = Field(default="float32", description="of weights and training")
-    compile: bool = Field(default=False, description="compile the step; molecules of one size in vacuum only")
+    compile: Literal["auto"] | bool = Field(
+        default="auto",
+        description="`auto`: native messages on a CPU where the backbone has them; true: compile others too",
+    )
     seed: int = Field(default=0, description="of weights, batches and noise", ge=0)
     accelerator: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="`auto` takes a GPU if there is one"

@@ -16,6 +16,7 @@ from ffpretrain.objectives.base import Objective
 from ffpretrain.training.checkpoints import RECORD, AveragedWeights, recount_steps
 from ffpretrain.training.config import OptimizerConfig, ScheduleConfig
 from ffpretrain.training.data import SampleDataset
+from ffpretrain.training.native import Compile, compare, use_native_messages
 from ffpretrain.training.recorded import RecordedSteps, set_form
 from ffpretrain.training.schedules import RateFactor, make_schedule
 from ffpretrain.training.terms import batch_terms, noise_generator
@@ -46,7 +47,7 @@ class ForceFieldModule(L.LightningModule):
         schedule: learning-rate schedule.
         max_steps: length of the run, for the schedule.
         seed: of the noise; the draws of step k depend on the seed and k alone.
-        compiled: build compiled functions when training starts.
+        compiled: ``trainer.compile``: native messages or compiled functions, made when training starts.
         threads: CPU threads of a process that was started for this run; None leaves torch's choice.
 
     Attributes:
@@ -54,6 +55,7 @@ class ForceFieldModule(L.LightningModule):
             block of recorded steps.
         term_counts: how many steps each mean is over.
         rate: learning rate of the last step.
+        agreement: of native messages with plain ones at the first step, relative: ``loss`` and ``gradient``.
         errors: the last validation's means over all processes; forces in eV/Å, energies in eV.
     """
 
@@ -64,7 +66,7 @@ class ForceFieldModule(L.LightningModule):
         schedule: ScheduleConfig,
         max_steps: int,
         seed: int,
-        compiled: bool = False,
+        compiled: Compile = False,
         threads: int | None = None,
     ) -> None:
         super().__init__()
@@ -78,6 +80,8 @@ class ForceFieldModule(L.LightningModule):
         self._seconds_before, self._begun = 0.0, 0.0
         self._recording: Recording | None = None
         self._recorded: RecordedSteps | None = None
+        self._unchecked = False
+        self.agreement: dict[str, float] = {}
         self.terms: dict[str, Tensor] = {}
         self.term_counts: dict[str, int] = {}
         self.rate = 0.0
@@ -98,7 +102,12 @@ class ForceFieldModule(L.LightningModule):
         self._begun = time.monotonic()
         if self._threads is not None and torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
-        if self._compiled:
+        # recorded steps call functions of fixed shape
+        recorded = self._recording is not None
+        self._unchecked = not recorded and use_native_messages(
+            self.objective, self._compiled, self._max_steps
+        )
+        if self._compiled is True and not self._unchecked:
             self.objective.accelerate()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -129,7 +138,12 @@ class ForceFieldModule(L.LightningModule):
             return None
         self._frames = batch.extras["index"]
         self.objective.at_step(self.global_step, self._max_steps)
-        terms = self.objective(self._with_global_counts(batch), noise_generator(self._seed, self.global_step))
+        batch = self._with_global_counts(batch)
+        if self._unchecked:
+            step = self.global_step
+            self.agreement = compare(self.objective, batch, lambda: noise_generator(self._seed, step))
+            self._unchecked = False
+        terms = self.objective(batch, noise_generator(self._seed, self.global_step))
         loss = terms["loss"]
         if not bool(torch.isfinite(loss)):
             raise NonFiniteError(

@@ -167,7 +167,7 @@ def prepare(recipe: Recipe) -> Run:
         config.compile,
         config.threads,
     )
-    graphs = config.compile and config.devices == 1 and _accelerator(config) == "cuda"
+    graphs = config.compile is True and config.devices == 1 and _accelerator(config) == "cuda"
     block = step_block(config) if graphs and objective.recordable else None
     return Run(recipe, dataset, splits, statistics, module, parent, notes, block)
 

@@ -33,8 +33,17 @@ template <class T> class Packed {
         int64_t row = 0;
         for (; row + kRows <= m; row += kRows)
           tile<kRows>(p, start, depth, a + row * lda, lda, c + row * ldc, ldc, offset, accumulate || start);
-        for (; row < m; ++row)
-          tile<1>(p, start, depth, a + row * lda, lda, c + row * ldc, ldc, offset, accumulate || start);
+        // what is left in one tile as well: single rows wait for their own sums most of the time
+        const T* rest = a + row * lda;
+        T* out = c + row * ldc;
+        const bool more = accumulate || start;
+        switch (m - row) {
+          case 5: tile<5>(p, start, depth, rest, lda, out, ldc, offset, more); break;
+          case 4: tile<4>(p, start, depth, rest, lda, out, ldc, offset, more); break;
+          case 3: tile<3>(p, start, depth, rest, lda, out, ldc, offset, more); break;
+          case 2: tile<2>(p, start, depth, rest, lda, out, ldc, offset, more); break;
+          case 1: tile<1>(p, start, depth, rest, lda, out, ldc, offset, more); break;
+        }
       }
   }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -32,7 +34,7 @@ class StructurePairs:
         self.list: VerletList | None = None
         if any(pbc) or len(self.z) > DENSE_ATOMS:
             self.list, self._builds = VerletList(cutoff), 0
-        self._pairs: Pairs = (*_upper_triangle(0 if self.list else len(self.z)), None)
+        self.pairs: Pairs = (*_upper_triangle(0 if self.list else len(self.z)), None)
 
     def update(self, positions: Array, cell: Array | None) -> Pairs:
         """Return the pairs at these positions ``[N, 3]`` Å; some may lie beyond the cutoff."""
@@ -40,8 +42,43 @@ class StructurePairs:
             box = None if cell is None else torch.tensor(cell)
             index, shift = self.list.candidates(torch.from_numpy(positions), box, self.pbc)
             if self.list.builds != self._builds:
-                self._pairs, self._builds = _each_once(index.numpy(), shift.numpy()), self.list.builds
-        return self._pairs
+                self.pairs, self._builds = _each_once(index.numpy(), shift.numpy()), self.list.builds
+        return self.pairs
+
+
+class JoinedMolecules:
+    """Molecules in vacuum as one structure, without pairs between them.
+
+    Args:
+        structures: with pairs that never change.
+
+    Attributes:
+        z: atomic numbers of all ``[N]``.
+        pairs: of all.
+        slices: each one's atoms.
+    """
+
+    def __init__(self, structures: Sequence[StructurePairs]) -> None:
+        ends = np.cumsum([len(s.z) for s in structures]).tolist()
+        self.slices = [slice(end - len(s.z), end) for s, end in zip(structures, ends, strict=True)]
+        self.z = np.concatenate([s.z for s in structures])
+        self.pairs: Pairs = (self._all(structures, 0), self._all(structures, 1), None)
+        sizes = np.array([len(s.pairs[0]) for s in structures])
+        self._paired = sizes.nonzero()[0]
+        self._starts = (np.cumsum(sizes) - sizes)[self._paired]
+
+    def _all(self, structures: Sequence[StructurePairs], end: int) -> NDArray[np.int64]:
+        each = [s.pairs[end] + part.start for s, part in zip(structures, self.slices, strict=True)]
+        return np.concatenate(each)
+
+    def shortest(self, positions: Array) -> list[float]:
+        """Return the distance in Å of the two closest atoms of each; infinite for a single atom."""
+        first, second, _ = self.pairs
+        result = np.full(len(self.slices), np.inf)
+        if len(self._starts):
+            squares = np.square(positions[second] - positions[first]).sum(1)
+            result[self._paired] = np.sqrt(np.minimum.reduceat(squares, self._starts))
+        return result.tolist()
 
 
 class NativePath:
@@ -131,6 +168,23 @@ class NativeNetwork:
         if cell is not None and has_volume(cell, structure.pbc):
             stress = 0.5 * (virial + virial.T) / abs(float(np.linalg.det(cell)))
         return Evaluation(float(energies.sum()) + self.shift, energies, forces, stress, shortest)
+
+    def evaluate_joined(self, joined: JoinedMolecules, positions: Sequence[Array]) -> list[Evaluation]:
+        """Evaluate molecules in vacuum together; not from two threads at a time.
+
+        Args:
+            joined: all of them.
+            positions: of each, ``[N, 3]`` Å.
+
+        Raises:
+            NonFiniteError: memory ran out.
+        """
+        every = np.concatenate(positions, dtype=np.float64)
+        energies, forces, _, _ = self._call(joined.z, every, joined.pairs)
+        return [
+            Evaluation(float(energies[own].sum()) + self.shift, energies[own], forces[own], None, near)
+            for own, near in zip(joined.slices, joined.shortest(every), strict=True)
+        ]
 
     def _call(
         self, z: NDArray[np.int64], positions: Array, pairs: Pairs

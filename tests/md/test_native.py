@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Iterator
+import sys
 from pathlib import Path
 
 import ase.build
@@ -20,6 +20,7 @@ from ffpretrain.md.native import NativeMany, NativePath, NativeUnavailable, Stru
 from ffpretrain.md.native.build import load_library
 from ffpretrain.md.replicas import Replicas
 from ffpretrain.md.runtime import Runtime
+from ffpretrain.native import build as building
 from ffpretrain.potential import Potential
 
 OPTIONS = {"hidden": 32, "layers": 3, "heads": 4, "rbf": 9, "cutoff": 3.5, "max_z": 20}
@@ -173,11 +174,10 @@ def test_what_it_does_not_cover_is_named(model: torch.nn.Module, reason: str) ->
 
 
 @pytest.fixture
-def fresh_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def fresh_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FFPRETRAIN_CACHE", str(tmp_path))
-    load_library.cache_clear()
-    yield tmp_path
-    load_library.cache_clear()
+    monkeypatch.setattr(build._LIBRARY, "_loaded", None)
+    return tmp_path
 
 
 @pytest.mark.parametrize(
@@ -200,10 +200,12 @@ def test_without_a_compiler_the_eager_path_serves_and_says_why(
 def test_the_name_of_the_library_depends_on_all_it_is_made_of(monkeypatch: pytest.MonkeyPatch) -> None:
     compiler = build.find_compiler()
     assert compiler is not None
-    key = build._key(compiler, build._flags())
-    assert key != build._key(compiler, [*build._flags(), "-g"])
-    monkeypatch.setattr(build, "_instruction_sets", lambda: "another processor")
-    assert key != build._key(compiler, build._flags())
+    name = build._LIBRARY._name
+    names = {name(compiler), name(sys.executable)}
+    monkeypatch.setattr(building, "_instruction_sets", lambda: "another processor")
+    names.add(name(compiler))
+    monkeypatch.setattr(building, "_flags", lambda: ["-g"])
+    assert len({*names, name(compiler)}) == 4
 
 
 @pytest.mark.parametrize("threads", [1, 3])
