@@ -34,6 +34,7 @@ class BatchModel:
         self.own_molecules_only = own_molecules_only
         self._seen: tuple[Tensor, Tensor] | None = None
         self._unchanged = Unchanged()
+        self._known: object = None
 
     @classmethod
     def load(
@@ -86,7 +87,13 @@ class BatchModel:
                 self.familiarity.check_structure(Atoms(inside))
 
     def evaluate(
-        self, numbers: Tensor, positions: Tensor, batch: Tensor, cell: Tensor, periodic: Tensor
+        self,
+        numbers: Tensor,
+        positions: Tensor,
+        batch: Tensor,
+        cell: Tensor,
+        periodic: Tensor,
+        known: object = None,
     ) -> BatchEvaluation:
         """Evaluate a batch; as :meth:`Runtime.evaluate_tensors <ffpretrain.md.Runtime.evaluate_tensors>`.
 
@@ -96,14 +103,15 @@ class BatchModel:
             ConfigError: the model has no energy.
             NonFiniteError: an energy or force is not finite.
         """
-        if not self._unchanged(numbers, batch):
+        if (known is None or known is not self._known) and not self._unchanged(numbers, batch):
             seen = self._seen
             if seen is None or not (torch.equal(seen[0], numbers) and torch.equal(seen[1], batch)):
                 self.check_composition(numbers, batch)
                 # copies, so that a change that an engine makes in place is noticed
                 self._seen = numbers.clone(), batch.clone()
             self._unchanged.keep(numbers, batch)
-        found = self.runtime.evaluate_tensors(numbers, positions, batch, cell, periodic)
+        self._known = known
+        found = self.runtime.evaluate_tensors(numbers, positions, batch, cell, periodic, known)
         least = self.familiarity.min_distance
         if least is not None and _below(found, least):
             place = int(found.shortest.argmin())

@@ -62,11 +62,12 @@ class External:
         self.numbers = _checked_numbers(atomic_numbers).to(self.device)
         self.replicas, self.atoms = self.numbers.shape
         self._batch = torch.arange(self.replicas, device=self.device).repeat_interleave(self.atoms)
-        self._flat_numbers = self.numbers.flatten()
+        self._flat_numbers = self.numbers.flatten().clone()
         self.model.check_composition(self._flat_numbers, self._batch)
         self._unchanged = Unchanged()
         self._box: Tensor | None = None
         self._periodic = torch.zeros(self.replicas, dtype=torch.bool)
+        self._known_batch = object()
 
     def calculate(self, pos: Tensor, box: Tensor) -> tuple[Tensor, Tensor]:
         """Evaluate all replicas as one batch.
@@ -90,9 +91,17 @@ class External:
             # boxes seldom change, and looking at one takes as long as all else here: a copy tells a known one
             if not self._known(box):
                 self._periodic, self._box = _periodic(box), box.detach().clone()
-            self._unchanged.keep(box)
+                self._known_batch = object()
+            if self.device.type != "cpu":
+                self._unchanged.keep(box)
+        # numbers, batch and periodicity belong to this object alone: one look at them is enough
         found = self.model.evaluate(
-            self._flat_numbers, pos.detach().reshape(-1, 3), self._batch, box.detach(), self._periodic
+            self._flat_numbers,
+            pos.detach().reshape(-1, 3),
+            self._batch,
+            box.detach(),
+            self._periodic,
+            self._known_batch,
         )
         energy = (found.energy / units.KCAL_PER_MOL).to(pos.device).unsqueeze(1)
         forces = (found.forces / units.KCAL_PER_MOL).to(pos.device).view(pos.shape)

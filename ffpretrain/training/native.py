@@ -86,6 +86,12 @@ def compare(
     return found
 
 
+def use_plain_messages(objective: Objective) -> None:
+    """Let an objective's backbones compute messages plainly, as everybody who reads the model does."""
+    for backbone in _backbones(objective):
+        backbone.native_messages = False
+
+
 class plain_messages:
     """Context in which no backbone of an objective uses native messages."""
 

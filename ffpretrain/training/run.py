@@ -37,6 +37,7 @@ from ffpretrain.training.finish import finish
 from ffpretrain.training.folder import SPLITS_FILE, check_folder, check_splits, start_folder
 from ffpretrain.training.logs import INTERVAL, MetricLog
 from ffpretrain.training.module import ForceFieldModule, Recording
+from ffpretrain.training.native import use_plain_messages
 from ffpretrain.training.pretrained import Pretrained, load_pretrained, make_backbone, open_pretrained
 from ffpretrain.training.process import SpawnedProcesses, borrowed_process, user_error_of
 from ffpretrain.training.progress import Progress
@@ -266,6 +267,9 @@ def fit(run: Run, out: Path, resume: bool = False, callbacks: list[Callback] | N
         except SystemExit:
             # Lightning answers Ctrl-C by leaving the process; that is for the caller to decide
             raise KeyboardInterrupt from None
+        finally:
+            # what is measured of the trained model must not depend on how it was trained
+            use_plain_messages(run.module.objective)
     return trainer
 
 

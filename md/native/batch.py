@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ffpretrain.errors import UnsupportedInputError
-from ffpretrain.md.batches import BatchEvaluation, BatchPath
+from ffpretrain.md.batches import BatchEvaluation, BatchPath, refuse_bad_positions
 from ffpretrain.md.native.many import NativeMany
 from ffpretrain.md.native.path import StructurePairs
 from ffpretrain.neighbors import neighbor_list
@@ -28,6 +28,7 @@ class NativeBatch(BatchPath):
     """
 
     name = "batch native"
+    checks_positions = True
 
     def __init__(
         self, many: NativeMany, model: nn.Module, numbers: Tensor, batch: Tensor, periodic: Tensor
@@ -44,6 +45,8 @@ class NativeBatch(BatchPath):
     def __call__(self, pos: Tensor, cell: Tensor) -> BatchEvaluation:
         """See :class:`~ffpretrain.md.batches.BatchPath`."""
         xyz, boxes = pos.numpy(), cell.numpy()
+        if not np.isfinite(xyz).all():
+            refuse_bad_positions(pos, self.batch)
         found = self._many(
             self._structures,
             [xyz[atoms] for atoms in self.slices],
@@ -56,7 +59,11 @@ class NativeBatch(BatchPath):
         energy = np.array([one.energy for one in found], dtype=np.float64)
         forces = np.concatenate([one.forces for one in found if one.forces is not None])
         result = BatchEvaluation(
-            torch.from_numpy(energy), torch.from_numpy(forces), None, torch.from_numpy(shortest)
+            torch.from_numpy(energy),
+            torch.from_numpy(forces),
+            None,
+            torch.from_numpy(shortest),
+            float(shortest.min()),
         )
         if not (np.isfinite(forces).all() and np.isfinite(energy).all()):
             self._refuse_non_finite(result.energy, result.forces)

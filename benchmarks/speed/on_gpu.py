@@ -18,8 +18,6 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# in place of this folder, in which whoever imports a package named cuda would find this file
-sys.path.pop(0)
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import gc
@@ -33,9 +31,9 @@ import numpy as np
 import torch
 from ase.calculators.calculator import Calculator
 from common import machine, parser, write
+from shared import aspirin, dynamics, torchmd_net_checkpoint
 from speed import peer_pairs
 from speed.kernels import DEVICE, alternate, device_rates, kernels_of, replay_cost
-from speed.md_step import aspirin, dynamics, torchmd_net_checkpoint
 
 from ffpretrain import FFCalculator
 from ffpretrain.cuda_graph import record
