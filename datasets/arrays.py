@@ -25,7 +25,8 @@ class ArrayDataset(Dataset):
         energy: ``[F]`` or ``[F, 1]`` eV, or None.
         forces: ``[F, n, 3]`` eV/Å, or None.
         cell: ``[3, 3]`` Å, rows are lattice vectors, periodic in all directions and the same for every frame.
-        properties: other labels, one entry a frame, in the units stated in ``metadata.properties``.
+        properties: other labels, one entry a frame ``[F]`` or one row an atom ``[F, n, ...]``, in the units
+            stated in ``metadata.properties``.
 
     Raises:
         DataError: shapes contradict each other, a value is not finite, an element is unknown, or a frame is
@@ -79,7 +80,10 @@ class ArrayDataset(Dataset):
             pbc=(False, False, False) if self.cell is None else (True, True, True),
             energy=None if self.energy is None else float(self.energy[index]),
             forces=None if self.forces is None else self.forces[index][atoms],
-            properties={name: values[index].item() for name, values in self.properties.items()},
+            properties={
+                name: values[index].item() if values.ndim == 1 else values[index][atoms]
+                for name, values in self.properties.items()
+            },
         )
 
 

@@ -61,7 +61,8 @@ def open_rmd17(
     ``split=None`` all of them as ``"train_01"``, ``"test_01"``, ...
 
     The geometries come from MD17's dynamics, on another potential energy surface than that of the revised
-    labels; the frames' property ``sampling_energy`` is their energy on that one, in eV.
+    labels; the frames' properties ``sampling_energy`` and ``sampling_forces`` are theirs on that one, in eV
+    and eV/Å.
 
     Args:
         path_or_molecule: an ``.npz`` path, or a molecule such as ``"aspirin"``.
@@ -181,7 +182,7 @@ def _open_file(path: Path, name: str, labels: str, splits: dict[str, NDArray[np.
 def _load(path: Path, labels: str) -> dict[str, NDArray[Any]]:
     energy_key, force_key = _LABEL_KEYS[labels]
     needed = ("nuclear_charges", "coords", energy_key, force_key)
-    sampled = ("old_energies",) if labels == "revised" else ()
+    sampled = ("old_energies", "old_forces") if labels == "revised" else ()
     arrays = _io.read_npz(path, (*needed, *sampled, "old_indices"))
     missing = [key for key in needed if key not in arrays]
     if missing:
@@ -199,6 +200,8 @@ def _dataset(
     properties = {"old_index": arrays["old_indices"]} if "old_indices" in arrays else {}
     if labels == "revised" and "old_energies" in arrays:
         properties["sampling_energy"] = UNITS.energies(arrays["old_energies"])
+    if labels == "revised" and "old_forces" in arrays:
+        properties["sampling_forces"] = UNITS.forces(arrays["old_forces"])
     return ArrayDataset(
         file,
         arrays["nuclear_charges"],
@@ -222,7 +225,11 @@ def _metadata(
         licence="CC0-1.0",
         units=UNITS.as_dict(),
         splits=splits,
-        properties={"old_index": "index of the frame in the original MD17 file", "sampling_energy": "eV"},
+        properties={
+            "old_index": "index of the frame in the original MD17 file",
+            "sampling_energy": "eV",
+            "sampling_forces": "eV/Å",
+        },
     )
 
 

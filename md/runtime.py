@@ -284,7 +284,8 @@ class Runtime:
     def _evaluate_graphs(self, waiting: list[tuple[Graph, bool, float]], done: int) -> list[Evaluation]:
         graphs = [graph for graph, _, _ in waiting]
         batch = batch_graphs(graphs).to(self.device)
-        out = {key: value.to("cpu", torch.float64).numpy() for key, value in self.model(batch).items()}
+        found = self.model(batch).items()
+        out = {key: value.detach().to("cpu", torch.float64).numpy() for key, value in found}
         results, start = [], 0
         for place, (graph, periodic, shortest) in enumerate(waiting):
             atoms = slice(start, start + len(graph.z))

@@ -29,7 +29,9 @@ def validate(
     level: Annotated[Level, typer.Option(help="quick: minutes; full: hours.")] = Level.QUICK,
     out: Annotated[Path, typer.Option(help="Folder for report and state.")] = Path("validation"),
     data: Annotated[str | None, typer.Option(help="Training data to compare distances with.")] = None,
-    data_temperature: Annotated[float, typer.Option(help="K, at which the data were sampled.")] = 500.0,
+    data_temperature: Annotated[
+        float | None, typer.Option(help="K, at which the data were sampled; else measured from their forces.")
+    ] = None,
     reference: Annotated[
         str | None, typer.Option(help="Calculator for frames of the model's own trajectory.")
     ] = None,

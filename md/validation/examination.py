@@ -46,6 +46,8 @@ UNITS = {
     "drift": "eV",
     "spread": "meV/atom",
     "temperature": "K",
+    "measured_temperature": "K",
+    "error_of_measured_temperature": "K",
     "wavenumber": "1/cm",
     "distance": "angstrom",
     "seconds": "s",
@@ -72,16 +74,15 @@ class Validation:
         subject: Subject,
         plan: Plan,
         data: TrainingFrames | None,
-        data_temperature: float,
         reference: str | None,
         folder: Path,
         progress: bool,
         report: Callable[[str], None],
     ) -> None:
         self.subject, self.plan, self.data, self.reference = subject, plan, data, reference
-        self.data_temperature, self.progress, self.report = data_temperature, progress, report
+        self.progress, self.report = progress, report
         self.paths = {key: folder / name for key, name in FILES.items()}
-        wanted = plan.temperatures if data is None else (*plan.temperatures, data_temperature)
+        wanted = plan.temperatures if data is None else (*plan.temperatures, data.kelvin)
         self.temperatures = tuple(sorted({float(kelvin) for kelvin in wanted}))
         self.state = State(self.paths["state"], self._identity())
         self._begun = time.monotonic()
@@ -180,7 +181,7 @@ class Validation:
             "structure": [atoms.numbers.tolist(), atoms.positions.tolist(), np.array(atoms.cell).tolist()],
             "level": self.plan.as_dict(),
             "temperatures": list(self.temperatures),
-            "data": None if data is None else [data.name, len(data.positions), self.data_temperature],
+            "data": None if data is None else [data.name, len(data.positions), data.kelvin],
             "dtype": str(subject.runtime.dtype),
             "device": str(subject.runtime.device),
             "compile": subject.runtime.compile,
@@ -230,9 +231,7 @@ class Validation:
         if run.failures:
             _write_frames(self.paths["failures"], stability.failed_frames(subject.atoms, run.failures))
         self._do("stability", lambda: stability.check_stability(run, kelvin, replicas.backend))
-        self._do(
-            "distances", lambda: stability.check_distances(run, kelvin, self.data, self.data_temperature)
-        )
+        self._do("distances", lambda: stability.check_distances(run, kelvin, self.data))
 
     def _estimate(self, replicas: Replicas | Check | None) -> None:
         """Say how long what is left will take, from a second of each kind of evaluation.

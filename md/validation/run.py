@@ -25,9 +25,6 @@ from ffpretrain.md.validation.training_data import read_frames
 if TYPE_CHECKING:
     from ase import Atoms
 
-#: K, at which MD17 and ``ffpretrain label`` sample their frames
-DATA_TEMPERATURE = 500.0
-
 
 @dataclass(frozen=True)
 class ValidationResult:
@@ -53,7 +50,7 @@ def validate(
     level: str | Plan = "quick",
     out: str | os.PathLike[str] | None = None,
     data: str | os.PathLike[str] | None = None,
-    data_temperature: float = DATA_TEMPERATURE,
+    data_temperature: float | None = None,
     reference: str | None = None,
     device: str = "auto",
     dtype: str = "float32",
@@ -73,7 +70,7 @@ def validate(
         level: ``quick`` or ``full``, or a :class:`~ffpretrain.md.validation.Plan` of one's own.
         out: folder for the report and the state; None leaves nothing behind.
         data: training data (a file, or the name of a bundled dataset) to compare distances with.
-        data_temperature: K, at which the data were sampled.
+        data_temperature: K, at which the data were sampled; None measures it from their forces.
         reference: a calculator of the training data's level of theory, by the names of ``ffpretrain label``,
             for the error on the model's own trajectory.
         device: see :class:`~ffpretrain.FFCalculator`.
@@ -97,11 +94,13 @@ def validate(
     subject = Subject(model, structure, device, dtype, compile, seed)
     if reference is not None:
         open_reference(reference, subject)
-    frames = read_frames(data, subject, data_temperature) if data is not None else None
+    frames = None
+    if data is not None:
+        frames = read_frames(data, subject, data_temperature, plan.temperatures)
     temporary = tempfile.mkdtemp(prefix="ffpretrain-validate-") if out is None else None
     folder = Path(temporary if temporary is not None else os.fspath(out or "")).expanduser()
     try:
-        validation = Validation(subject, plan, frames, data_temperature, reference, folder, progress, report)
+        validation = Validation(subject, plan, frames, reference, folder, progress, report)
         validation.prepare(resume, overwrite)
         validation.execute()
         summary = validation.write()
@@ -113,11 +112,11 @@ def validate(
 
 
 def _refuse_contradictions(
-    out: str | os.PathLike[str] | None, resume: bool, overwrite: bool, data_temperature: float
+    out: str | os.PathLike[str] | None, resume: bool, overwrite: bool, kelvin: float | None
 ) -> None:
     if out is None and (resume or overwrite):
         raise ConfigError("resume and overwrite need the folder of the validation: give out=")
     if resume and overwrite:
         raise ConfigError("resume goes on with a validation, overwrite throws it away; choose one")
-    if not (np.isfinite(data_temperature) and data_temperature > 0):
-        raise ConfigError(f"data_temperature must be a positive number in K, not {data_temperature}")
+    if kelvin is not None and not (np.isfinite(kelvin) and kelvin > 0):
+        raise ConfigError(f"data_temperature must be a positive number in K, not {kelvin}")

@@ -111,27 +111,30 @@ def check_stability(run: ReplicaRun, temperatures: tuple[float, ...], backend: s
     return Check("stability", verdict(not failures), summary, measured)
 
 
-def check_distances(
-    run: ReplicaRun, temperatures: tuple[float, ...], data: TrainingFrames | None, data_temperature: float
-) -> Check:
-    """Compare the distribution of interatomic distances at one temperature with that of the data."""
+def check_distances(run: ReplicaRun, temperatures: tuple[float, ...], data: TrainingFrames | None) -> Check:
+    """Compare the distribution of interatomic distances at the data's temperature with that of the data."""
     if data is None:
         return Check("distances", "not run", "give training data to compare distances with (--data)")
-    groups = torch.arange(len(run.temperatures)) % len(temperatures) == temperatures.index(data_temperature)
+    kelvin = data.kelvin
+    groups = torch.arange(len(run.temperatures)) % len(temperatures) == temperatures.index(kelvin)
     counts = run.distances.counts.cpu()[groups].numpy()
     if not counts.sum():
-        return Check("distances", "missed", f"no replica at {data_temperature:g} K lived long enough")
+        return Check("distances", "missed", f"no replica at {kelvin:g} K lived long enough")
     own, as_sampled = distances.density(counts.sum(0)), distances.density(data.counts.sum(0))
     theirs = as_sampled if data.ensemble is None else distances.density(data.ensemble.counts)
     halves = data.counts if data.ensemble is None else data.ensemble.halves
     error = distances.mean_absolute_error(own, theirs)
     sampling, of_data = distances.sampling_error(counts), distances.sampling_error(halves)
-    summary = f"h(r) MAE {error:.4f} against {data.name} at {data_temperature:g} K"
+    summary = f"h(r) MAE {error:.4f} against {data.name} at {kelvin:g} K"
+    if data.measured is not None:
+        summary += f" (measured from its forces: {data.measured.kelvin:.0f} K)"
     measured: dict[str, Any] = {
         "hr_mae": error,
         "sampling_error": sampling,
         "sampling_error_of_data": of_data,
-        "temperature": data_temperature,
+        "temperature": kelvin,
+        "measured_temperature": None if data.measured is None else data.measured.kelvin,
+        "error_of_measured_temperature": None if data.measured is None else data.measured.error,
         "data": data.name,
         "frames": len(data.positions),
         "bin": distances.BIN,

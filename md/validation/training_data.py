@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,10 +22,13 @@ from ffpretrain.md.validation.distances import (
     reweighted_counts,
 )
 from ffpretrain.md.validation.subject import Subject
+from ffpretrain.md.validation.temperature import Measured, configurational_temperature, settled
 
 #: property of frames whose geometries were sampled on another potential: their energy on that one, eV
 SAMPLING_ENERGY = "sampling_energy"
-#: frames below which nothing is reweighted: a fit for each pair would say nothing
+#: their forces on it, eV/Å
+SAMPLING_FORCES = "sampling_forces"
+#: frames below which nothing is reweighted, nor a temperature measured: it would say nothing
 FEWEST = 20
 #: frames looked at; of more, as many are taken evenly
 MOST = 10_000
@@ -55,8 +59,10 @@ class TrainingFrames:
         name: of the dataset.
         positions: ``[F, N, 3]`` Å, atoms in the structure's order where ``ordered``.
         ordered: whether the frames list the atoms as the structure does.
+        kelvin: temperature they are taken to be sampled at.
         counts: of interatomic distances, ``[2, bins]``; see :mod:`ffpretrain.md.validation.distances`.
         longest: largest length of each bond of the structure, ``[B]`` Å; None where not ``ordered``.
+        measured: their own temperature, where none was given.
         ensemble: what the distances are in the ensemble of the labels, where the frames are from another
             one and say its energies; else None.
     """
@@ -64,22 +70,28 @@ class TrainingFrames:
     name: str
     positions: Array
     ordered: bool
+    kelvin: float
     counts: NDArray[np.int64]
     longest: Array | None
+    measured: Measured | None = None
     ensemble: Ensemble | None = None
 
 
-def read_frames(source: str | os.PathLike[str], subject: Subject, kelvin: float) -> TrainingFrames:
+def read_frames(
+    source: str | os.PathLike[str], subject: Subject, kelvin: float | None, others: Sequence[float]
+) -> TrainingFrames:
     """Read the frames of a dataset that are of the structure's molecule.
 
     Args:
         source: of the dataset.
         subject: what is examined.
-        kelvin: temperature the frames were sampled at.
+        kelvin: temperature the frames were sampled at; None measures it from their forces.
+        others: temperatures at which replicas run anyway, K.
 
     Raises:
-        DataError: no such dataset, none of its frames is of this molecule, the structure is periodic, or the
-            labels are of another level of theory than the model's.
+        DataError: no such dataset, none of its frames is of this molecule, the structure is periodic, the
+            labels are of another level of theory than the model's, or no temperature is given and frames are
+            too few or without forces.
     """
     if subject.periodic:
         raise DataError("distances are compared with data for molecules only; leave the data out")
@@ -102,8 +114,31 @@ def read_frames(source: str | os.PathLike[str], subject: Subject, kelvin: float)
         first, second = bonds_of(subject.atoms).T
         longest = np.linalg.norm(positions[:, first] - positions[:, second], axis=2).max(axis=0)
     counts = distances_of(positions, len(numbers))
+    measured = None
+    if kelvin is None:
+        measured = _measured(own, subject)
+        kelvin = settled(measured.kelvin, others)
     ensemble = _ensemble(own, positions, kelvin)
-    return TrainingFrames(frames.metadata.name, positions, ordered, counts, longest, ensemble)
+    name = frames.metadata.name
+    return TrainingFrames(name, positions, ordered, kelvin, counts, longest, measured, ensemble)
+
+
+def _measured(frames: list[Frame], subject: Subject) -> Measured:
+    """Return the temperature of frames from their forces on the potential they were sampled on.
+
+    Raises:
+        DataError: there are too few frames, or some without forces.
+    """
+    forces = [frame.properties.get(SAMPLING_FORCES, frame.forces) for frame in frames]
+    if len(frames) < FEWEST or any(one is None for one in forces):
+        what = f"only {len(frames)} frames" if len(frames) < FEWEST else "frames without forces"
+        raise DataError(f"{what}: the data's temperature cannot be measured; give --data-temperature")
+    # frames may list atoms in different orders
+    order = [np.argsort(frame.numbers, kind="stable") for frame in frames]
+    numbers = np.sort(frames[0].numbers)
+    positions = np.array([frame.positions[own] for frame, own in zip(frames, order, strict=True)])
+    sorted_forces = np.array([one[own] for one, own in zip(forces, order, strict=True)])  # type: ignore[index]
+    return configurational_temperature(subject.runtime, numbers, positions, sorted_forces, subject.seed)
 
 
 def _ensemble(frames: list[Frame], positions: Array, kelvin: float) -> Ensemble | None:

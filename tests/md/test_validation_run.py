@@ -81,7 +81,7 @@ def run(model: nn.Module, path: Path, plan: Plan = SHORT, data: TrainingFrames |
 def frames_of(atoms: Atoms, count: int, std: float = 0.03, shift: float = 0.0) -> TrainingFrames:
     rng = np.random.default_rng(0)
     positions = atoms.positions * (1 + shift) + rng.normal(0, std, (count, len(atoms), 3))
-    return TrainingFrames("made up", positions, True, distances_of(positions, len(atoms)), None)
+    return TrainingFrames("made up", positions, True, 500.0, distances_of(positions, len(atoms)), None)
 
 
 # replicas
@@ -226,14 +226,14 @@ def test_the_sampling_error_is_that_of_a_perfect_sample() -> None:
 def test_distances_as_in_the_data_pass_and_others_miss(morse: Model, tmp_path: Path) -> None:
     done = run(morse(), tmp_path / "replicas.npz", data=frames_of(molecule("CH4"), 50))
     counts = done.distances.counts[1::2].numpy()
-    same = TrainingFrames("own", np.zeros((1, 5, 3)), True, counts, None)
-    check = check_distances(done, TEMPERATURES, same, 500.0)
+    same = TrainingFrames("own", np.zeros((1, 5, 3)), True, 500.0, counts, None)
+    check = check_distances(done, TEMPERATURES, same)
     assert check.status == "passed" and check.measured["hr_mae"] == 0
     other = frames_of(molecule("CH4"), 200, shift=0.1)
-    check = check_distances(done, TEMPERATURES, other, 500.0)
+    check = check_distances(done, TEMPERATURES, other)
     assert check.status == "missed" and check.measured["hr_mae"] > 0.5
     assert sum(check.series["data"]) * BIN == pytest.approx(1.0)
-    assert check_distances(done, TEMPERATURES, None, 500.0).status == "not run"
+    assert check_distances(done, TEMPERATURES, None).status == "not run"
 
 
 def test_training_frames_are_those_of_the_molecule(morse: Model, tmp_path: Path) -> None:
@@ -246,13 +246,14 @@ def test_training_frames_are_those_of_the_molecule(morse: Model, tmp_path: Path)
         frame.get_forces()
     ase.io.write(tmp_path / "data.extxyz", frames)
     examined = Subject(morse(), methane, "cpu")
-    found = read_frames(tmp_path / "data.extxyz", examined, 500.0)
+    found = read_frames(tmp_path / "data.extxyz", examined, 500.0, ())
     assert len(found.positions) == 2 and found.ordered
     assert found.longest is not None and found.longest[0] == pytest.approx(1.5)
     assert found.longest[1] == pytest.approx(methane.get_distance(0, 2))
     with pytest.raises(DataError, match="no frame is of H3N"):
-        read_frames(tmp_path / "data.extxyz", Subject(morse(), molecule("NH3"), "cpu"), 500.0)
-    turned = read_frames(tmp_path / "data.extxyz", Subject(morse(), methane[[1, 0, 2, 3, 4]], "cpu"), 500.0)
+        read_frames(tmp_path / "data.extxyz", Subject(morse(), molecule("NH3"), "cpu"), 500.0, ())
+    other_order = Subject(morse(), methane[[1, 0, 2, 3, 4]], "cpu")
+    turned = read_frames(tmp_path / "data.extxyz", other_order, 500.0, ())
     assert not turned.ordered and turned.longest is None
 
 
@@ -313,7 +314,7 @@ def test_frames_that_say_what_they_were_sampled_with_are_reweighted(morse: Model
         )
     metadata = DatasetMetadata("sampled", properties={"sampling_energy": "eV"})
     write_store(tmp_path / "sampled.h5", InMemoryDataset(made, metadata))
-    found = read_frames(tmp_path / "sampled.h5", examined, 500.0)
+    found = read_frames(tmp_path / "sampled.h5", examined, 500.0, ())
     assert found.ensemble is not None and 10 < found.ensemble.effective < 150
     plain, other = density(found.counts.sum(0)), density(found.ensemble.counts)
     bonds = centres() < 1.4
@@ -321,7 +322,7 @@ def test_frames_that_say_what_they_were_sampled_with_are_reweighted(morse: Model
     assert mean[1] < mean[0] - 0.02
     assert found.ensemble.halves.sum() == pytest.approx(200 * 10) == found.ensemble.counts.sum()
     done = run(morse(), tmp_path / "replicas.npz", data=found)
-    check = check_distances(done, TEMPERATURES, found, 500.0)
+    check = check_distances(done, TEMPERATURES, found)
     own = done.distances.density(torch.arange(4) % 2 == 1)
     assert check.measured["hr_mae"] == pytest.approx(mean_absolute_error(own, other))
     assert check.measured["hr_mae_as_sampled"] == pytest.approx(mean_absolute_error(own, plain))
@@ -331,13 +332,13 @@ def test_frames_that_say_what_they_were_sampled_with_are_reweighted(morse: Model
     silent = InMemoryDataset([replace(frame, properties={}) for frame in made], DatasetMetadata("silent"))
     for name, frames in (("few", few), ("silent", silent)):
         write_store(tmp_path / f"{name}.h5", frames)
-        assert read_frames(tmp_path / f"{name}.h5", examined, 500.0).ensemble is None
+        assert read_frames(tmp_path / f"{name}.h5", examined, 500.0, ()).ensemble is None
 
 
 def test_the_frames_of_revised_md17_are_not_from_the_ensemble_of_their_labels(shared_data: Path) -> None:
     file = shared_data / "rmd17" / "rmd17_aspirin_train_01.npz"
     examined = Subject(load_potential("ndem-aspirin"), None, "cpu")
-    found = read_frames(file, examined, 500.0)
+    found = read_frames(file, examined, 500.0, ())
     assert found.ensemble is not None and 150 < found.ensemble.effective < 350
     as_sampled, other = density(found.counts.sum(0)), density(found.ensemble.counts)
     noise = sampling_error(found.ensemble.halves)
