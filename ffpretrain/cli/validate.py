@@ -28,7 +28,10 @@ def validate(
     ] = None,
     level: Annotated[Level, typer.Option(help="quick: minutes; full: hours.")] = Level.QUICK,
     out: Annotated[Path, typer.Option(help="Folder for report and state.")] = Path("validation"),
-    data: Annotated[str | None, typer.Option(help="Training data to compare distances with.")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="Training data to compare distances with; may stand several times."),
+    ] = None,
     data_temperature: Annotated[
         float | None, typer.Option(help="K, at which the data were sampled; else measured from their forces.")
     ] = None,
@@ -62,7 +65,7 @@ def validate(
             structure,
             level=plan if replicas is None else replace(plan, replicas=replicas),
             out=out,
-            data=data,
+            data=data or None,
             data_temperature=data_temperature,
             reference=reference,
             device=device,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from ffpretrain.md.validation.plan import Plan, plan_of
 from ffpretrain.md.validation.relabel import open_reference
 from ffpretrain.md.validation.result import Check
 from ffpretrain.md.validation.subject import Subject
-from ffpretrain.md.validation.training_data import read_frames
+from ffpretrain.md.validation.training_data import Source, read_frames
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -49,7 +49,7 @@ def validate(
     *,
     level: str | Plan = "quick",
     out: str | os.PathLike[str] | None = None,
-    data: str | os.PathLike[str] | None = None,
+    data: Source | Sequence[Source] | None = None,
     data_temperature: float | None = None,
     reference: str | None = None,
     device: str = "auto",
@@ -69,7 +69,7 @@ def validate(
         structure: a file or ``ase.Atoms``; None takes the model's own reference geometry.
         level: ``quick`` or ``full``, or a :class:`~ffpretrain.md.validation.Plan` of one's own.
         out: folder for the report and the state; None leaves nothing behind.
-        data: training data (a file, or the name of a bundled dataset) to compare distances with.
+        data: training data (a file, or the name of a bundled dataset, or several) to compare distances with.
         data_temperature: K, at which the data were sampled; None measures it from their forces.
         reference: a calculator of the training data's level of theory, by the names of ``ffpretrain label``,
             for the error on the model's own trajectory.
@@ -96,7 +96,8 @@ def validate(
         open_reference(reference, subject)
     frames = None
     if data is not None:
-        frames = read_frames(data, subject, data_temperature, plan.temperatures)
+        sources = [data] if isinstance(data, str | os.PathLike) else list(data)
+        frames = read_frames(sources, subject, data_temperature, plan.temperatures)
     temporary = tempfile.mkdtemp(prefix="ffpretrain-validate-") if out is None else None
     folder = Path(temporary if temporary is not None else os.fspath(out or "")).expanduser()
     try:

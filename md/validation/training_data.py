@@ -34,6 +34,7 @@ FEWEST = 20
 MOST = 10_000
 
 Array = NDArray[np.float64]
+Source = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -78,35 +79,31 @@ class TrainingFrames:
 
 
 def read_frames(
-    source: str | os.PathLike[str], subject: Subject, kelvin: float | None, others: Sequence[float]
+    sources: Sequence[Source], subject: Subject, kelvin: float | None, others: Sequence[float]
 ) -> TrainingFrames:
-    """Read the frames of a dataset that are of the structure's molecule.
+    """Read the frames of datasets that are of the structure's molecule.
 
     Args:
-        source: of the dataset.
+        sources: one or more datasets, all of one ensemble.
         subject: what is examined.
         kelvin: temperature the frames were sampled at; None measures it from their forces.
         others: temperatures at which replicas run anyway, K.
 
     Raises:
-        DataError: no such dataset, none of its frames is of this molecule, the structure is periodic, the
+        DataError: no such dataset, one without a frame of this molecule, the structure is periodic, the
             labels are of another level of theory than the model's, or no temperature is given and frames are
             too few or without forces.
     """
     if subject.periodic:
         raise DataError("distances are compared with data for molecules only; leave the data out")
-    frames = open_dataset(source)
-    if subject.card is not None:
-        check_level_of_theory(subject.potential, frames)  # type: ignore[arg-type]
+    if not sources:
+        raise DataError("there are no data to compare with; give at least one source")
     numbers = subject.atoms.numbers
-    wanted = np.sort(numbers)
-    chosen = range(len(frames))
-    if len(frames) > MOST:
-        chosen = np.linspace(0, len(frames) - 1, MOST).round().astype(int).tolist()
-    own = [frame for i in chosen if np.array_equal(np.sort((frame := frames[i]).numbers), wanted)]
-    if not own:
-        formula = subject.atoms.get_chemical_formula(mode="hill")
-        raise DataError(f"{source}: no frame is of {formula}; give data of the structure's molecule")
+    names, own = [], []
+    for source in sources:
+        name, frames = _own_frames(source, subject, MOST // len(sources))
+        names.append(name)
+        own += frames
     positions = np.array([frame.positions for frame in own])
     ordered = all(np.array_equal(frame.numbers, numbers) for frame in own)
     longest = None
@@ -119,8 +116,28 @@ def read_frames(
         measured = _measured(own, subject)
         kelvin = settled(measured.kelvin, others)
     ensemble = _ensemble(own, positions, kelvin)
-    name = frames.metadata.name
+    name = " + ".join(dict.fromkeys(names))
     return TrainingFrames(name, positions, ordered, kelvin, counts, longest, measured, ensemble)
+
+
+def _own_frames(source: Source, subject: Subject, most: int) -> tuple[str, list[Frame]]:
+    """Return a dataset's name and its frames of the structure's molecule, at most so many, taken evenly.
+
+    Raises:
+        DataError: no such dataset, no frame of this molecule, or labels of another level of theory.
+    """
+    frames = open_dataset(source)
+    if subject.card is not None:
+        check_level_of_theory(subject.potential, frames)  # type: ignore[arg-type]
+    wanted = np.sort(subject.atoms.numbers)
+    chosen = range(len(frames))
+    if len(frames) > most:
+        chosen = np.linspace(0, len(frames) - 1, most).round().astype(int).tolist()
+    own = [frame for i in chosen if np.array_equal(np.sort((frame := frames[i]).numbers), wanted)]
+    if not own:
+        formula = subject.atoms.get_chemical_formula(mode="hill")
+        raise DataError(f"{source}: no frame is of {formula}; give data of the structure's molecule")
+    return frames.metadata.name, own
 
 
 def _measured(frames: list[Frame], subject: Subject) -> Measured:

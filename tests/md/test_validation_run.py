@@ -246,14 +246,14 @@ def test_training_frames_are_those_of_the_molecule(morse: Model, tmp_path: Path)
         frame.get_forces()
     ase.io.write(tmp_path / "data.extxyz", frames)
     examined = Subject(morse(), methane, "cpu")
-    found = read_frames(tmp_path / "data.extxyz", examined, 500.0, ())
+    found = read_frames([tmp_path / "data.extxyz"], examined, 500.0, ())
     assert len(found.positions) == 2 and found.ordered
     assert found.longest is not None and found.longest[0] == pytest.approx(1.5)
     assert found.longest[1] == pytest.approx(methane.get_distance(0, 2))
     with pytest.raises(DataError, match="no frame is of H3N"):
-        read_frames(tmp_path / "data.extxyz", Subject(morse(), molecule("NH3"), "cpu"), 500.0, ())
+        read_frames([tmp_path / "data.extxyz"], Subject(morse(), molecule("NH3"), "cpu"), 500.0, ())
     other_order = Subject(morse(), methane[[1, 0, 2, 3, 4]], "cpu")
-    turned = read_frames(tmp_path / "data.extxyz", other_order, 500.0, ())
+    turned = read_frames([tmp_path / "data.extxyz"], other_order, 500.0, ())
     assert not turned.ordered and turned.longest is None
 
 
@@ -314,7 +314,7 @@ def test_frames_that_say_what_they_were_sampled_with_are_reweighted(morse: Model
         )
     metadata = DatasetMetadata("sampled", properties={"sampling_energy": "eV"})
     write_store(tmp_path / "sampled.h5", InMemoryDataset(made, metadata))
-    found = read_frames(tmp_path / "sampled.h5", examined, 500.0, ())
+    found = read_frames([tmp_path / "sampled.h5"], examined, 500.0, ())
     assert found.ensemble is not None and 10 < found.ensemble.effective < 150
     plain, other = density(found.counts.sum(0)), density(found.ensemble.counts)
     bonds = centres() < 1.4
@@ -332,13 +332,13 @@ def test_frames_that_say_what_they_were_sampled_with_are_reweighted(morse: Model
     silent = InMemoryDataset([replace(frame, properties={}) for frame in made], DatasetMetadata("silent"))
     for name, frames in (("few", few), ("silent", silent)):
         write_store(tmp_path / f"{name}.h5", frames)
-        assert read_frames(tmp_path / f"{name}.h5", examined, 500.0, ()).ensemble is None
+        assert read_frames([tmp_path / f"{name}.h5"], examined, 500.0, ()).ensemble is None
 
 
 def test_the_frames_of_revised_md17_are_not_from_the_ensemble_of_their_labels(shared_data: Path) -> None:
     file = shared_data / "rmd17" / "rmd17_aspirin_train_01.npz"
     examined = Subject(load_potential("ndem-aspirin"), None, "cpu")
-    found = read_frames(file, examined, 500.0, ())
+    found = read_frames([file], examined, 500.0, ())
     assert found.ensemble is not None and 150 < found.ensemble.effective < 350
     as_sampled, other = density(found.counts.sum(0)), density(found.ensemble.counts)
     noise = sampling_error(found.ensemble.halves)

@@ -115,13 +115,13 @@ def test_forces_of_the_potential_that_was_sampled_count(morse: type[torch.nn.Mod
 
     def measured(folder: str, **options: Any) -> float:
         (tmp_path / folder).mkdir()
-        found = read_frames(methane_frames(tmp_path / folder, **options), examined, None, ())
+        found = read_frames([methane_frames(tmp_path / folder, **options)], examined, None, ())
         assert found.measured is not None and found.kelvin == settled(found.measured.kelvin, ())
         return found.measured.kelvin
 
     labels = measured("labels", forces=True, sampling=None)
     assert measured("both", forces=True, sampling=2.0) == pytest.approx(4 * labels)
-    given = read_frames(methane_frames(tmp_path, forces=True, sampling=None), examined, 350.0, ())
+    given = read_frames([methane_frames(tmp_path, forces=True, sampling=None)], examined, 350.0, ())
     assert given.kelvin == 350.0 and given.measured is None
 
 
@@ -135,12 +135,12 @@ def test_what_cannot_be_measured_must_be_given(
     examined = Subject(morse(), molecule("CH4"), "cpu")
     path = methane_frames(tmp_path, sampling=None, **options)
     with pytest.raises(DataError, match=f"{why}: .*give --data-temperature"):
-        read_frames(path, examined, None, ())
-    assert read_frames(path, examined, 300.0, ()).kelvin == 300.0
+        read_frames([path], examined, None, ())
+    assert read_frames([path], examined, 300.0, ()).kelvin == 300.0
 
 
 def test_the_frames_of_ethanol_were_not_sampled_at_500_K(shared_data: Path) -> None:
     file = shared_data / "rmd17" / "rmd17_ethanol_train_01.npz"
-    found = read_frames(file, Subject(load_potential("ndem-ethanol"), None, "cpu"), None, (300.0, 500.0))
+    found = read_frames([file], Subject(load_potential("ndem-ethanol"), None, "cpu"), None, (300.0, 500.0))
     assert found.measured is not None and 610 < found.measured.kelvin < 670
     assert found.kelvin in (630.0, 640.0, 650.0)
