@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -62,7 +63,7 @@ def landscape(
     if free_energy is not None:
         if models:
             raise ConfigError("--free-energy is read off the trajectory; leave the models out")
-        found = [_free_energy(free_energy, scan or [], temperature, points, out, unit)]
+        found = [_free_energy(free_energy, scan or [], temperature, points, out, unit, quiet=as_json)]
     elif not models:
         raise ConfigError("name a model, a model file or an engine")
     else:
@@ -127,8 +128,15 @@ def _data(name: str | None, molecule: str | None, option: list[str] | None) -> A
 
 
 def _free_energy(
-    trajectory: Path, variables: list[str], temperature: float, bins: int, out: Path, unit: str
+    trajectory: Path,
+    variables: list[str],
+    temperature: float,
+    bins: int,
+    out: Path,
+    unit: str,
+    quiet: bool,
 ) -> Landscape:
+    from ffpretrain.cli.progress import counting
     from ffpretrain.errors import ConfigError
     from ffpretrain.md.landscapes.api import output_folder, write
     from ffpretrain.md.landscapes.bands import free_energy_landscape
@@ -137,7 +145,8 @@ def _free_energy(
 
     if unit not in UNITS:
         raise ConfigError(f"--unit {unit}: give one of {', '.join(UNITS)}")
-    found = free_energy_landscape(read_structures(trajectory), variables, temperature, bins)
+    frames = read_structures(trajectory, functools.partial(counting, quiet=quiet))
+    found = free_energy_landscape(frames, variables, temperature, bins)
     write([found], output_folder(out), unit)
     return found
 

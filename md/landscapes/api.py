@@ -17,7 +17,7 @@ from ffpretrain.errors import ConfigError, DataError, UnsupportedInputError
 from ffpretrain.md.landscapes.evaluate import Evaluator, evaluate, evaluator
 from ffpretrain.md.landscapes.figures import draw
 from ffpretrain.md.landscapes.grids import Wish, make_grid
-from ffpretrain.md.landscapes.labels import label_frames
+from ffpretrain.md.landscapes.labels import Labels, label_frames
 from ffpretrain.md.landscapes.learned import energy_response
 from ffpretrain.md.landscapes.noise_figure import draw_noise
 from ffpretrain.md.landscapes.page import UNITS, landscape_page
@@ -120,7 +120,7 @@ def landscape(
     compared = {one.label: one.energies for one in found[len(models) :]}
     result = []
     for i, (one, by) in enumerate(zip(found, models, strict=False)):
-        own = None if labels is None else label_frames(labels, geometries, by)
+        own = None if labels is None else _labels(labels, geometries, by, progress)
         rough = roughness(one)
         fit = fits[i] if fits else {}
         cost = _response(geometries, by)
@@ -128,6 +128,11 @@ def landscape(
     if folder is not None:
         write(result, folder, unit, path)
     return result
+
+
+def _labels(frames: Dataset, geometries: Geometries, model: Evaluator, progress: bool) -> Labels:
+    with _bar(f"{model.label}: labelled frames", len(frames), progress) as advance:
+        return label_frames(frames, geometries, model, advance)
 
 
 def _response(geometries: Geometries, model: Evaluator) -> Array | None:
@@ -266,7 +271,7 @@ def _run(geometries: Geometries, one: Evaluator, folder: Path | None, i: int, pr
         return evaluate(geometries, one, state, advance)
 
 
-def _bar(title: str, total: int, progress: bool) -> AbstractContextManager[Callable[[int], object]]:
+def _bar(title: str, total: int | None, progress: bool) -> AbstractContextManager[Callable[[int], object]]:
     from ffpretrain.cli.progress import counting
 
     return counting(title, total, quiet=not progress)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +20,13 @@ _KINDS = {"bond": 2, "angle": 3, "dihedral": 4}
 
 
 def minimum_energy_path(
-    start: Atoms, end: Atoms, calculator: Calculator, images: int = 9, fmax: float = 0.05, steps: int = 300
+    start: Atoms,
+    end: Atoms,
+    calculator: Calculator,
+    images: int = 9,
+    fmax: float = 0.05,
+    steps: int = 300,
+    progress: Callable[[int], object] | None = None,
 ) -> tuple[Geometries, bool]:
     """Return the path of a climbing-image nudged elastic band (ASE's NEB, improved tangent, IDPP start).
 
@@ -31,6 +37,7 @@ def minimum_energy_path(
         images: on the path, both ends included.
         fmax: eV/Å, largest force left across the band.
         steps: of the optimiser (FIRE).
+        progress: called with the number of steps done.
 
     Returns:
         The images as a grid over the length of the path in Å RMS, and whether the band converged.
@@ -52,7 +59,10 @@ def minimum_energy_path(
     # rotations and translations are left in: the ends are superimposed already
     neb = NEB(band, climb=True, method="improvedtangent", allow_shared_calculator=True)
     neb.interpolate(method="idpp")
-    converged = bool(FIRE(neb, logfile=None).run(fmax=fmax, steps=steps))
+    optimiser = FIRE(neb, logfile=None)
+    if progress is not None:
+        optimiser.attach(lambda: progress(optimiser.nsteps))
+    converged = bool(optimiser.run(fmax=fmax, steps=steps))
     positions = np.array([image.positions for image in band])
     moved = np.sqrt(np.square(np.diff(positions, axis=0)).sum((1, 2)) / len(start))
     axis = Axis("path", "Å RMS", np.concatenate([[0.0], np.cumsum(moved)]))

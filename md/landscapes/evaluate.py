@@ -37,11 +37,34 @@ class Evaluator(NamedTuple):
         label: of the model, for figures.
         identity: changes whenever the results would.
         compute: from structures to energies in eV and forces in eV/Å, or None instead of forces.
+        expect: told how many structures are to come, so that many of them are worth the seconds in which the
+            native code is built; None where nothing is to be built.
     """
 
     label: str
     identity: str
     compute: Callable[[Sequence[Atoms]], Values]
+    expect: Callable[[int], object] | None = None
+
+    def energies(self, structures: Sequence[Atoms], progress: Callable[[int], object] | None = None) -> Array:
+        """Return energies of many structures in eV; ``progress`` is called with the number done."""
+        found: list[float] = []
+        for first in range(0, len(structures), _CHUNK):
+            found += self.compute(structures[first : first + _CHUNK])[0]
+            if progress is not None:
+                progress(len(found))
+        return np.array(found, dtype=np.float64)
+
+    def forces(self, structures: Sequence[Atoms]) -> list[Array]:
+        """Return the forces alone, eV/Å.
+
+        Raises:
+            ConfigError: the model has none.
+        """
+        found = self.compute(structures)[1]
+        if found is None:
+            raise ConfigError(f"{self.label} has no forces, which relaxations and normal modes need")
+        return found
 
 
 def evaluator(model: object, dtype: str = "float32") -> Evaluator:
@@ -78,7 +101,8 @@ def _of_runtime(calculator: FFCalculator) -> Evaluator:
         forces = [one.forces for one in found if one.forces is not None]
         return energies, forces if len(forces) == len(found) else None
 
-    return Evaluator(card.name if card is not None else "model", runtime.fingerprint(), compute)
+    label = card.name if card is not None else "model"
+    return Evaluator(label, runtime.fingerprint(), compute, runtime.native_many)
 
 
 def _of_calculator(calculator: BaseCalculator) -> Evaluator:
@@ -127,9 +151,11 @@ def evaluate(
     key = _key(geometries, model)
     energies, forces = _load(state, key, count, n)
     has_forces = forces is not None
+    start = int(np.isfinite(energies).sum())
+    if model.expect is not None:
+        model.expect(count - start)
     # the first structure passes the runtime's gate; the corner of a plane may be far too strained for that
     model.compute([geometries.atoms])
-    start = int(np.isfinite(energies).sum())
     saved = time.monotonic()
     for first in range(start, count, _CHUNK):
         some_energies, some_forces = model.compute(geometries.structures(first, first + _CHUNK))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,6 +12,7 @@ import numpy as np
 
 from ffpretrain.errors import ConfigError, DataError, UnsupportedInputError
 from ffpretrain.md.landscapes.bands import minimum_energy_path
+from ffpretrain.md.landscapes.evaluate import evaluator
 from ffpretrain.md.landscapes.learned import learned_plane
 from ffpretrain.md.landscapes.planes import (
     modes_plane,
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from ase import Atoms
     from ase.calculators.calculator import Calculator
 
-Bar = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
+#: from what is done and of how many, None where only the end tells, to what shows the progress
+Bar = Callable[[str, int | None], AbstractContextManager[Callable[[int], object]]]
 
 _ALONG = (
     "give 'modes K [K]', 'conformations FILE' (three in it), 'trajectory FILE' or 'band FILE' (another "
@@ -101,7 +103,7 @@ def make_grid(
     if wish.relaxed and not wish.scan:
         raise ConfigError("relaxed=True needs coordinates to hold; give scan")
     if wish.along is not None:
-        return along(wish.along, atoms, calculator, wish.points, wish.extent)
+        return along(wish.along, atoms, calculator, wish.points, wish.extent, bar)
     if wish.directions_from is not None:
         return Grid(learned_plane(atoms, wish.directions_from, wish.points, wish.extent, wish.seed))
     coordinates = [parse_coordinate(one) if isinstance(one, str) else one for one in wish.scan]
@@ -118,8 +120,18 @@ def make_grid(
     return Grid(replace(grid, note=note))
 
 
+def no_bar(title: str, total: int | None) -> AbstractContextManager[Callable[[int], object]]:
+    """Show no progress."""
+    return nullcontext(lambda done: None)
+
+
 def along(
-    words: str, atoms: Atoms, calculator: Callable[[], Calculator], points: int = 41, extent: float = 0.15
+    words: str,
+    atoms: Atoms,
+    calculator: Callable[[], Calculator],
+    points: int = 41,
+    extent: float = 0.15,
+    bar: Bar = no_bar,
 ) -> Grid:
     """Return a grid along what words name.
 
@@ -133,6 +145,7 @@ def along(
         calculator: makes what relaxes.
         points: along each axis of a plane, or a line.
         extent: Å RMS, along modes.
+        bar: shows progress.
 
     Raises:
         ConfigError: other words.
@@ -141,18 +154,22 @@ def along(
     kind, _, rest = words.strip().partition(" ")
     rest = rest.strip()
     if kind == "modes" and rest and all(word.isdigit() for word in rest.split()):
-        return Grid(_modes(atoms, calculator(), [int(word) for word in rest.split()], points, extent))
+        return Grid(_modes(atoms, calculator(), [int(word) for word in rest.split()], points, extent, bar))
     if kind == "conformations" and rest:
-        return Grid(plane_through(read_structures(rest), points))
+        return Grid(plane_through(read_structures(rest, bar), points))
     if kind == "trajectory" and rest:
-        return Grid(*principal_plane(read_structures(rest), points))
+        return Grid(*principal_plane(read_structures(rest, bar), points))
     if kind == "band" and rest:
-        return Grid(_band(atoms, read_structures(rest)[-1], calculator()))
+        return Grid(_band(atoms, read_structures(rest, bar)[-1], calculator(), bar))
     raise ConfigError(f"along {words!r}: {_ALONG}")
 
 
-def read_structures(path: str | Path) -> list[Atoms]:
+def read_structures(path: str | Path, bar: Bar = no_bar) -> list[Atoms]:
     """Return the structures of a file, such as a trajectory, labels or none.
+
+    Args:
+        path: of the file.
+        bar: shows progress.
 
     Raises:
         DataError: no such file, or none that can be read without running code from it.
@@ -161,16 +178,24 @@ def read_structures(path: str | Path) -> list[Atoms]:
 
     if not Path(path).is_file():
         raise DataError(f"{path}: no such file of structures; check the path")
-    structures = []
-    for frame in open_dataset(path):
-        one = frame.to_atoms()
-        one.calc = None
-        structures.append(one)
+    frames, structures = open_dataset(path), []
+    with bar(f"read {Path(path).name}", len(frames)) as advance:
+        for frame in frames:
+            one = frame.to_atoms()
+            one.calc = None
+            structures.append(one)
+            advance(len(structures))
     return structures
 
 
-def relax(atoms: Atoms, calculator: Calculator) -> Atoms:
+def relax(atoms: Atoms, calculator: Calculator, bar: Bar = no_bar, what: str = "relax") -> Atoms:
     """Return the minimum downhill of a structure.
+
+    Args:
+        atoms: the structure.
+        calculator: of the forces.
+        bar: shows progress, the steps done.
+        what: its title.
 
     Raises:
         UnsupportedInputError: none is found.
@@ -180,7 +205,10 @@ def relax(atoms: Atoms, calculator: Calculator) -> Atoms:
     found = atoms.copy()
     found.set_constraint()
     found.calc = calculator
-    converged = bool(BFGS(found, logfile=None).run(fmax=_FMAX, steps=_STEPS))
+    with bar(what, None) as advance:
+        optimiser = BFGS(found, logfile=None)
+        optimiser.attach(lambda: advance(optimiser.nsteps))
+        converged = bool(optimiser.run(fmax=_FMAX, steps=_STEPS))
     found.calc = None
     if not converged:
         raise UnsupportedInputError(
@@ -189,13 +217,16 @@ def relax(atoms: Atoms, calculator: Calculator) -> Atoms:
     return found
 
 
-def _modes(atoms: Atoms, calculator: Calculator, which: list[int], points: int, extent: float) -> Geometries:
-    from ffpretrain.datasets.sampling import normal_modes, wavenumbers
+def _modes(
+    atoms: Atoms, calculator: Calculator, which: list[int], points: int, extent: float, bar: Bar
+) -> Geometries:
+    from ffpretrain.datasets.modes import normal_modes, wavenumbers
 
-    rest = relax(atoms, calculator)
-    rest.calc = calculator
-    squared, modes = normal_modes(rest)
-    rest.calc = None
+    rest = relax(atoms, calculator, bar)
+    # many at once, which eager evaluation in float64 does several times faster than one by one
+    model = evaluator(calculator)
+    with bar("force constants", 6 * len(rest)) as advance:
+        squared, modes = normal_modes(rest, forces=model.forces, progress=advance)
     # mass-weighted modes as displacements; a line and a plane are spanned by them as they are
     moves = modes / np.sqrt(rest.get_masses())[:, None]
     grid = modes_plane(rest, moves, which, points, extent)
@@ -204,14 +235,17 @@ def _modes(atoms: Atoms, calculator: Calculator, which: list[int], points: int, 
     return replace(grid, note=f"normal modes at the first model's minimum: {said}")
 
 
-def _band(start: Atoms, end: Atoms, calculator: Calculator) -> Geometries:
+def _band(start: Atoms, end: Atoms, calculator: Calculator, bar: Bar) -> Geometries:
     if start.numbers.tolist() != end.numbers.tolist():
         raise ConfigError("the two ends must hold the same elements in the same order")
-    ends = [relax(one, calculator) for one in (start, end)]
+    ends = [
+        relax(one, calculator, bar, f"relax {name}") for one, name in ((start, "the start"), (end, "the end"))
+    ]
     apart = float(np.sqrt(np.square(superimposed(ends[1], ends[0]) - ends[0].positions).sum(1).mean()))
     if apart < _SAME:
         raise UnsupportedInputError(
             f"both ends relax to one minimum ({apart:.4f} Å RMS apart); give one that lies in another"
         )
-    grid, _ = minimum_energy_path(ends[0], ends[1], calculator, images=_IMAGES)
+    with bar("band", None) as advance:
+        grid, _ = minimum_energy_path(ends[0], ends[1], calculator, images=_IMAGES, progress=advance)
     return grid

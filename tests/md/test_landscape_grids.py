@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import ase.build
@@ -27,9 +31,10 @@ from ffpretrain.md.landscapes import (
     relaxed_scan,
     rigid_scan,
 )
+from ffpretrain.md.landscapes.evaluate import evaluator
 from ffpretrain.md.landscapes.figures import draw, label_heights
 from ffpretrain.md.landscapes.grids import relax
-from ffpretrain.md.landscapes.labels import coordinates_of
+from ffpretrain.md.landscapes.labels import coordinates_of, label_frames
 from ffpretrain.md.landscapes.page import MOST_POINTS, viewer_data
 from ffpretrain.md.landscapes.planes import superimposed
 from ffpretrain.md.landscapes.surface import Landscape
@@ -92,6 +97,35 @@ def test_a_band_starts_and_ends_at_minima(springs, tmp_path: Path) -> None:  # t
     assert found.energies.max() == pytest.approx(again.energies.max(), rel=0.02)
 
 
+class Bars:
+    """Takes the place of the bars on a terminal and keeps what they were told."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, tuple[int | None, list[int]]] = {}
+
+    @contextmanager
+    def __call__(self, title: str, total: int | None) -> Iterator[Callable[[int], object]]:
+        _, seen = self.told.setdefault(title, (total, []))
+        yield seen.append
+
+
+def test_every_long_step_of_a_grid_shows_its_progress(ethanol: Atoms, springs, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    bars, start = Bars(), rattled(ethanol, 1)[0]
+    along("modes 0", start, lambda: springs(ethanol), points=5, bar=bars)
+    total, steps = bars.told["relax"]
+    assert total is None and steps == list(range(len(steps))) and len(steps) > 2
+    total, done = bars.told["force constants"]
+    assert total == 6 * len(ethanol) and done[-1] == total and len(done) > 1
+    bars, ammonia = Bars(), ase.build.molecule("NH3")
+    end = ammonia.copy()
+    end.positions[:, 2] *= -1
+    ase.io.write(tmp_path / "end.xyz", end)
+    along(f"band {tmp_path / 'end.xyz'}", rattled(ammonia, 1)[0], lambda: springs(ammonia), bar=bars)
+    assert list(bars.told) == ["read end.xyz", "relax the start", "relax the end", "band"]
+    assert bars.told["read end.xyz"] == (1, [1])
+    assert len(bars.told["relax the start"][1]) > 2 and len(bars.told["band"][1]) > 1
+
+
 @pytest.mark.parametrize("words", ["", "modes", "modes x", "trajectory", "spiral 1"])
 def test_other_words_are_refused(words: str, ethanol: Atoms, springs) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ConfigError, match="'modes K"):
@@ -143,6 +177,19 @@ def test_the_state_of_another_scan_is_not_used(ethanol: Atoms, springs, tmp_path
         relaxed_scan(ethanol, [parse_coordinate(words)], calculator, state=state)
 
 
+# what they load
+
+
+def test_landscapes_load_nothing_that_trains() -> None:
+    heavy = ("lightning", "torch_geometric", "torch._dynamo", "matplotlib.pyplot")
+    code = (
+        "import sys, ffpretrain.md.landscapes, ffpretrain.md.landscapes.page\n"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
 # labelled frames
 
 
@@ -171,8 +218,10 @@ def test_frames_lie_where_they_were_made(ethanol: Atoms) -> None:
 def test_the_error_on_frames_is_that_of_their_energies(ethanol: Atoms, springs, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     frames = random_plane(ethanol, 3, 0.05).structures()
     path = labelled(frames, springs(ethanol, 5.0), tmp_path / "f.extxyz", shift=-7.0)
-    data, out = open_dataset(path), tmp_path / "o"
+    data, out, seen = open_dataset(path), tmp_path / "o", list[int]()
     (found,) = landscape(springs(ethanol, 4.0), ethanol, points=5, extent=0.05, labels=data, out=out)
+    label_frames(data, found.geometries, evaluator(springs(ethanol, 4.0)), seen.append)
+    assert seen == [len(data)]
     truth = np.array([frame.energy for frame in data])
     above = truth - truth.min()
     assert found.labels is not None
