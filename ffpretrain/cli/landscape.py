@@ -139,8 +139,8 @@ def _free_energy(
     from ffpretrain.cli.progress import counting
     from ffpretrain.errors import ConfigError
     from ffpretrain.md.landscapes.api import output_folder, write
-    from ffpretrain.md.landscapes.bands import free_energy_landscape
     from ffpretrain.md.landscapes.grids import read_structures
+    from ffpretrain.md.landscapes.histograms import free_energy_landscape
     from ffpretrain.md.landscapes.page import UNITS
 
     if unit not in UNITS:

@@ -1,13 +1,9 @@
 """Energy landscapes: grids of geometries, energies on them, figures, an interactive page, roughness."""
 
 from ffpretrain.md.landscapes.api import landscape, write
-from ffpretrain.md.landscapes.bands import (
-    collective_variable,
-    free_energy,
-    free_energy_landscape,
-    minimum_energy_path,
-)
+from ffpretrain.md.landscapes.bands import minimum_energy_path
 from ffpretrain.md.landscapes.grids import along
+from ffpretrain.md.landscapes.histograms import collective_variable, free_energy, free_energy_landscape
 from ffpretrain.md.landscapes.learned import learned_plane, noise_scale
 from ffpretrain.md.landscapes.noise_figure import draw_noise
 from ffpretrain.md.landscapes.planes import modes_plane, plane_through, principal_plane, random_plane

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import time
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,9 +11,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from torch import nn
 
-from ffpretrain.errors import ConfigError, DataError, UnsupportedInputError
+from ffpretrain.errors import ConfigError, UnsupportedInputError
 from ffpretrain.md.calculator import FFCalculator
-from ffpretrain.md.landscapes.surface import Array, Geometries, Landscape, write_bytes
+from ffpretrain.md.landscapes.scan_state import load_arrays, save_arrays
+from ffpretrain.md.landscapes.surface import Array, Geometries, Landscape
 from ffpretrain.md.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -149,8 +148,9 @@ def evaluate(
     shape, n = geometries.shape, len(geometries.atoms)
     count = int(np.prod(shape))
     key = _key(geometries, model)
-    energies, forces = _load(state, key, count, n)
-    has_forces = forces is not None
+    kept = load_arrays(state, key) or {"energies": np.full(count, np.nan), "forces": np.zeros((count, n, 3))}
+    energies, forces = kept["energies"], kept["forces"]
+    has_forces = True
     start = int(np.isfinite(energies).sum())
     if model.expect is not None:
         model.expect(count - start)
@@ -161,16 +161,16 @@ def evaluate(
         some_energies, some_forces = model.compute(geometries.structures(first, first + _CHUNK))
         energies[first : first + len(some_energies)] = some_energies
         has_forces = has_forces and some_forces is not None
-        if some_forces is not None and forces is not None:
+        if some_forces is not None:
             forces[first : first + len(some_forces)] = np.array(some_forces)
         if progress is not None:
             progress(first + len(some_energies))
         if state is not None and time.monotonic() - saved > _SAVE_EVERY:
-            _save(state, key, energies, forces)
+            save_arrays(state, key, energies=energies, forces=forces)
             saved = time.monotonic()
     if state is not None:
         state.unlink(missing_ok=True)
-    shaped = forces.reshape(*shape, n, 3) if has_forces and forces is not None else None
+    shaped = forces.reshape(*shape, n, 3) if has_forces else None
     return Landscape(geometries, model.label, energies.reshape(shape), shaped)
 
 
@@ -179,22 +179,3 @@ def _key(geometries: Geometries, model: Evaluator) -> str:
     for array in (geometries.atoms.numbers, geometries.positions, geometries.atoms.cell.array):
         value.update(np.ascontiguousarray(array).tobytes())
     return value.hexdigest()
-
-
-def _load(state: Path | None, key: str, count: int, n: int) -> tuple[Array, Array | None]:
-    empty = np.full(count, np.nan), np.zeros((count, n, 3))
-    if state is None or not state.is_file():
-        return empty
-    try:
-        with np.load(state, allow_pickle=False) as content:
-            if str(content["key"]) != key:
-                return empty
-            return content["energies"], content["forces"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(f"{state}: cannot be read ({error}); remove it to start anew") from None
-
-
-def _save(state: Path, key: str, energies: Array, forces: Array | None) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, key=np.array(key), energies=energies, forces=np.zeros(0) if forces is None else forces)
-    write_bytes(state, buffer.getvalue())

@@ -9,8 +9,8 @@ import numpy as np
 
 from ffpretrain.datasets.frames import Dataset
 from ffpretrain.errors import ConfigError, DataError
-from ffpretrain.md.landscapes.bands import collective_variable
 from ffpretrain.md.landscapes.evaluate import Evaluator
+from ffpretrain.md.landscapes.histograms import collective_variable
 from ffpretrain.md.landscapes.planes import superimposed
 from ffpretrain.md.landscapes.surface import Array, Geometries
 
