@@ -51,6 +51,7 @@ def landscape(
     labels: Annotated[Path | None, typer.Option(help="labelled frames drawn on top")] = None,
     unit: Annotated[str, typer.Option(help="of energies: kcal/mol or eV")] = "kcal/mol",
     dtype: Annotated[str, typer.Option(help="float32 or float64")] = "float32",
+    no_forces: Annotated[bool, typer.Option("--no-forces", help="energies alone: quicker")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
 ) -> None:
     """Draw the energy of MODELS on a plane or along coordinates, side by side.
@@ -85,6 +86,7 @@ def landscape(
             **_reference(reference),
             labels=None if labels is None else _data(str(labels), None, None),
             dtype=dtype,
+            forces=not no_forces,
             out=out,
             unit=unit,
             progress=not as_json,
@@ -153,7 +155,10 @@ def _free_energy(
 
 def _print(result: dict[str, Any], out: Path) -> None:
     for one in result["models"]:
-        numbers = ", ".join(f"{name} {value:.4g}" for name, value in one["roughness"].items())
+        numbers = ", ".join(
+            f"{name} not computed" if value is None else f"{name} {value:.4g}"
+            for name, value in one["roughness"].items()
+        )
         typer.echo(f"{one['label']}: range {one['range']:.4f} eV{', ' if numbers else ''}{numbers}")
         if fit := one["fitted_head"]:
             typer.echo(

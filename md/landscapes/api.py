@@ -21,7 +21,7 @@ from ffpretrain.md.landscapes.labels import Labels, label_frames
 from ffpretrain.md.landscapes.learned import energy_response
 from ffpretrain.md.landscapes.noise_figure import draw_noise
 from ffpretrain.md.landscapes.page import UNITS, landscape_page
-from ffpretrain.md.landscapes.roughness import roughness
+from ffpretrain.md.landscapes.roughness import roughness, roughness_numbers
 from ffpretrain.md.landscapes.scans import Coordinate
 from ffpretrain.md.landscapes.surface import Array, Geometries, Landscape, write_bytes
 
@@ -54,6 +54,7 @@ def landscape(
     reference_label: str | None = None,
     labels: Dataset | None = None,
     dtype: str = "float32",
+    forces: bool = True,
     out: str | Path | None = None,
     unit: str = "kcal/mol",
     path: Array | None = None,
@@ -82,6 +83,8 @@ def landscape(
         reference_label: names it; None takes the calculator's own name.
         labels: labelled frames of the molecule, drawn where they lie and compared with.
         dtype: of the networks.
+        forces: False computes energies alone, the same ones, in about half of the time; roughness then has no
+            ``force_consistency``. Forces of references are never computed.
         out: folder for ``landscape.png|svg|pdf|html|npz|json``, and ``noise.png|svg``; None writes nothing. A
             stopped evaluation goes on in the same folder.
         unit: of energies in figures and page: ``eV`` or ``kcal/mol``.
@@ -116,10 +119,11 @@ def landscape(
         path = own_path if path is None else path
     others = [] if reference is None else [evaluator(reference, dtype)]
     others = [one._replace(label=reference_label or one.label) for one in others]
-    found = [_run(geometries, one, folder, i, progress) for i, one in enumerate([*models, *others])]
-    compared = {one.label: one.energies for one in found[len(models) :]}
+    run = functools.partial(_run, geometries, folder=folder, progress=progress)
+    found = [run(one, i, forces=forces) for i, one in enumerate(models)]
+    compared = {one.label: run(one, len(models) + i, forces=False).energies for i, one in enumerate(others)}
     result = []
-    for i, (one, by) in enumerate(zip(found, models, strict=False)):
+    for i, (one, by) in enumerate(zip(found, models, strict=True)):
         own = None if labels is None else _labels(labels, geometries, by, progress)
         rough = roughness(one)
         fit = fits[i] if fits else {}
@@ -199,7 +203,7 @@ def summary(landscapes: Sequence[Landscape]) -> dict[str, Any]:
             {
                 "label": one.label,
                 "range": float(np.nanmax(one.relative())),
-                "roughness": one.roughness,
+                "roughness": roughness_numbers(one),
                 "rms_difference_to": one.errors(),
                 "fitted_head": one.fit,
                 "energy_response": None if one.response is None else one.response.tolist(),
@@ -265,10 +269,12 @@ def _calculator(model: Any) -> Calculator:
     return FFCalculator(model, dtype="float64") if is_model else model
 
 
-def _run(geometries: Geometries, one: Evaluator, folder: Path | None, i: int, progress: bool) -> Landscape:
+def _run(
+    geometries: Geometries, one: Evaluator, i: int, folder: Path | None, progress: bool, forces: bool
+) -> Landscape:
     state = None if folder is None else folder / f".landscape-{i}.part.npz"
     with _bar(one.label, int(np.prod(geometries.shape)), progress) as advance:
-        return evaluate(geometries, one, state, advance)
+        return evaluate(geometries, one, state, advance, forces)
 
 
 def _bar(title: str, total: int | None, progress: bool) -> AbstractContextManager[Callable[[int], object]]:

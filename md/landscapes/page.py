@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ffpretrain.md.landscapes.noise_figure import draw_noise, noise_colours
+from ffpretrain.md.landscapes.roughness import roughness_numbers
 from ffpretrain.md.landscapes.surface import Array, Geometries, Landscape
 from ffpretrain.molecules import find_bonds
 from ffpretrain.report.page import Page, drawing, table
@@ -55,8 +56,9 @@ def landscape_page(landscapes: Sequence[Landscape], unit: str, path: Array | Non
 
 def numbers_table(landscapes: Sequence[Landscape], unit: str) -> str:
     """Return roughness, differences to references and errors of fitted heads as an HTML table."""
-    names = sorted({name for one in landscapes for name in one.roughness})
-    rows: list[list[Any]] = [[name, *[one.roughness.get(name, "") for one in landscapes]] for name in names]
+    rough = [roughness_numbers(one) for one in landscapes]
+    names = sorted({name for one in rough for name in one})
+    rows: list[list[Any]] = [[name, *[_or_word(one.get(name, "")) for one in rough]] for name in names]
     different = dict.fromkeys(name for one in landscapes for name in one.errors())
     for name in different:
         values = [one.errors().get(name) for one in landscapes]
@@ -66,6 +68,10 @@ def numbers_table(landscapes: Sequence[Landscape], unit: str) -> str:
         if any(name in one.fit for one in landscapes):
             rows.append([f"{said} ({unit})", *[one.fit[name] / UNITS[unit] for one in landscapes]])
     return table(["", *[one.label for one in landscapes]], rows)
+
+
+def _or_word(value: float | str | None) -> float | str:
+    return "not computed" if value is None else value
 
 
 def noise_section(landscapes: Sequence[Landscape], unit: str) -> list[str]:

@@ -43,6 +43,13 @@ def roughness(landscape: Landscape) -> dict[str, float]:
     return found
 
 
+def roughness_numbers(landscape: Landscape) -> dict[str, float | None]:
+    """Return the numbers of a landscape for a table: those that need forces are None where there are none."""
+    if not landscape.roughness or landscape.forces is not None:
+        return dict(landscape.roughness)
+    return {**landscape.roughness, "force_consistency": None}
+
+
 def tortuosity(energies: Array) -> float:
     """Return the path's total variation over that of a single well with the same ends and minimum."""
     lowest = energies.min()

@@ -130,4 +130,6 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.ff_destroy.argtypes, library.ff_destroy.restype = [pointer], None
     library.ff_evaluate.argtypes = [pointer, integer, integer, *[pointer] * 8]
     library.ff_evaluate.restype = number
+    library.ff_energies.argtypes = [pointer, integer, integer, *[pointer] * 6]
+    library.ff_energies.restype = number
     return library

@@ -31,9 +31,19 @@ class NativeMany:
         self.cutoff = self._networks[0].cutoff
 
     def __call__(
-        self, structures: Sequence[StructurePairs], positions: Sequence[Array], cells: Sequence[Array | None]
+        self,
+        structures: Sequence[StructurePairs],
+        positions: Sequence[Array],
+        cells: Sequence[Array | None],
+        forces: bool = True,
     ) -> list[Evaluation]:
         """Evaluate each structure at its positions ``[N, 3]`` Å in its cell ``[3, 3]`` Å.
+
+        Args:
+            structures: elements and pairs of each.
+            positions: of each.
+            cells: of each, or None.
+            forces: False gives energies alone, the same to the last bit.
 
         Raises:
             UnsupportedInputError: a cell that has no pairs, with the number of its structure.
@@ -41,11 +51,11 @@ class NativeMany:
         """
         threads = min(len(self._networks), len(structures))
         if threads <= 1:
-            return self._some(0, 1, structures, positions, cells)
+            return self._some(0, 1, structures, positions, cells, forces)
         results: list[Evaluation] = [None] * len(structures)  # type: ignore[list-item]
         with ThreadPoolExecutor(threads) as pool:
             parts = [
-                pool.submit(self._some, place, threads, structures, positions, cells)
+                pool.submit(self._some, place, threads, structures, positions, cells, forces)
                 for place in range(threads)
             ]
             for place, part in enumerate(parts):
@@ -59,13 +69,14 @@ class NativeMany:
         structures: Sequence[StructurePairs],
         positions: Sequence[Array],
         cells: Sequence[Array | None],
+        forces: bool,
     ) -> list[Evaluation]:
         network = self._networks[first]
         every = range(first, len(structures), step)
         results = []
         for i in every:
             try:
-                results.append(network.evaluate(structures[i], positions[i], cells[i]))
+                results.append(network.evaluate(structures[i], positions[i], cells[i], forces))
             except UnsupportedInputError as error:
                 raise UnsupportedInputError(f"structure {i}: {error}") from error
         return results

@@ -263,6 +263,42 @@ def test_any_calculator_serves_and_references_are_compared(ethanol: Atoms) -> No
     assert difference == pytest.approx(np.sqrt(np.mean(np.square(0.5 * found.energies))))
 
 
+def test_energies_alone_are_the_same_and_say_what_is_missing(
+    ethanol: Atoms, potential: Potential, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full, alone = (
+        landscape(potential, ethanol, points=5, forces=forces, dtype="float64")[0] for forces in (True, False)
+    )
+    assert np.allclose(full.energies, alone.energies, rtol=0, atol=1e-9)
+    assert alone.forces is None and full.forces is not None
+    kept = {name: value for name, value in full.roughness.items() if name != "force_consistency"}
+    assert alone.roughness == pytest.approx(kept, abs=1e-7)
+    words = ["landscape", "ndem-ethanol", "--points", "3", "--no-forces", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit, match="0"):
+        main(words)
+    assert "force_consistency not computed" in capsys.readouterr().out
+    with np.load(tmp_path / "landscape.npz") as content:
+        assert "forces_eV_per_angstrom" not in content
+    (model,) = json.loads((tmp_path / "landscape.json").read_text())["models"]
+    assert model["roughness"]["force_consistency"] is None
+    assert "not computed" in (tmp_path / "landscape.html").read_text()
+
+
+def test_references_cost_no_forces(ethanol: Atoms) -> None:
+    class WithoutForces(Well):
+        implemented_properties = ("energy",)
+
+        def calculate(self, *args: object) -> None:
+            super().calculate(*args)
+            del self.results["forces"]
+
+    well = WithoutForces(ethanol.positions)
+    (found,) = landscape(Well(ethanol.positions), ethanol, points=3, reference=well)
+    assert np.array_equal(found.references["withoutforces"], found.energies)
+    (alone,) = landscape(well, ethanol, points=3, forces=False)
+    assert np.array_equal(alone.energies, found.energies)
+
+
 def test_several_models_share_the_grid(ethanol: Atoms, potential: Potential) -> None:
     one, two = landscape([potential, Well(ethanol.positions)], ethanol, points=3)
     assert np.array_equal(one.geometries.positions, two.geometries.positions)
