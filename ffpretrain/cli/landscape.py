@@ -59,7 +59,7 @@ def landscape(
     Without --scan, --along or --directions-from the plane is random. Stopped, it goes on when run again.
     """
     from ffpretrain.errors import ConfigError
-    from ffpretrain.md.landscapes.api import summary
+    from ffpretrain.md.landscapes.files import summary
 
     if free_energy is not None:
         if models:
@@ -91,7 +91,7 @@ def landscape(
             unit=unit,
             progress=not as_json,
         )
-    result = summary(found)
+    result = summary(found, unit)
     if as_json:
         typer.echo(json.dumps(result, indent=2))
     else:
@@ -140,7 +140,7 @@ def _free_energy(
 ) -> Landscape:
     from ffpretrain.cli.progress import counting
     from ffpretrain.errors import ConfigError
-    from ffpretrain.md.landscapes.api import output_folder, write
+    from ffpretrain.md.landscapes.files import output_folder, write
     from ffpretrain.md.landscapes.grids import read_structures
     from ffpretrain.md.landscapes.histograms import free_energy_landscape
     from ffpretrain.md.landscapes.page import UNITS

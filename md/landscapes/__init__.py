@@ -1,7 +1,8 @@
 """Energy landscapes: grids of geometries, energies on them, figures, an interactive page, roughness."""
 
-from ffpretrain.md.landscapes.api import landscape, write
+from ffpretrain.md.landscapes.api import landscape
 from ffpretrain.md.landscapes.bands import minimum_energy_path
+from ffpretrain.md.landscapes.files import read_folder, write
 from ffpretrain.md.landscapes.grids import along
 from ffpretrain.md.landscapes.histograms import collective_variable, free_energy, free_energy_landscape
 from ffpretrain.md.landscapes.learned import learned_plane, noise_scale
@@ -30,6 +31,7 @@ __all__ = [
     "plane_through",
     "principal_plane",
     "random_plane",
+    "read_folder",
     "relaxed_scan",
     "rigid_scan",
     "roughness",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
-import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -13,27 +11,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ffpretrain.errors import ConfigError, DataError, UnsupportedInputError
+from ffpretrain.errors import ConfigError, UnsupportedInputError
 from ffpretrain.md.landscapes.evaluate import Evaluator, evaluate, evaluator
-from ffpretrain.md.landscapes.figures import draw
+from ffpretrain.md.landscapes.files import output_folder, write
 from ffpretrain.md.landscapes.grids import Wish, make_grid
 from ffpretrain.md.landscapes.labels import Labels, label_frames
 from ffpretrain.md.landscapes.learned import energy_response
-from ffpretrain.md.landscapes.noise_figure import draw_noise
-from ffpretrain.md.landscapes.page import UNITS, landscape_page
-from ffpretrain.md.landscapes.roughness import roughness, roughness_numbers
+from ffpretrain.md.landscapes.page import UNITS
+from ffpretrain.md.landscapes.roughness import roughness
 from ffpretrain.md.landscapes.scans import Coordinate
-from ffpretrain.md.landscapes.surface import Array, Geometries, Landscape, write_bytes
+from ffpretrain.md.landscapes.surface import Array, Geometries, Landscape
 
 if TYPE_CHECKING:
     from ase import Atoms
     from ase.calculators.calculator import Calculator
-    from matplotlib.figure import Figure
 
     from ffpretrain.datasets.frames import Dataset
     from ffpretrain.potential import Potential
-
-FORMATS = ("png", "svg", "pdf")
 
 
 def landscape(
@@ -146,73 +140,6 @@ def _response(geometries: Geometries, model: Evaluator) -> Array | None:
     return energy_response(model.compute, geometries.atoms, float(geometries.noise.mean()))
 
 
-def write(
-    landscapes: Sequence[Landscape],
-    folder: Path,
-    unit: str = "kcal/mol",
-    path: Array | None = None,
-) -> None:
-    """Write figures, page and numbers of landscapes on one grid.
-
-    Args:
-        landscapes: one for each model.
-        folder: is there.
-        unit: of energies, ``eV`` or ``kcal/mol``.
-        path: points ``[T, 2]`` in the plane, drawn on the map.
-
-    Raises:
-        DataError: the folder cannot be written.
-    """
-    _save_figure(draw(landscapes, unit, path), folder, "landscape", FORMATS)
-    geometries = landscapes[0].geometries
-    if geometries.noise is not None:
-        _save_figure(draw_noise(geometries.atoms, geometries.noise), folder, "noise", ("png", "svg"))
-    page = landscape_page(landscapes, unit, path)
-    write_bytes(folder / "landscape.html", page.encode())
-    for i, one in enumerate(landscapes):
-        one.write_npz(folder / ("landscape.npz" if len(landscapes) == 1 else f"landscape-{i}.npz"))
-    write_bytes(folder / "landscape.json", (json.dumps(summary(landscapes), indent=1) + "\n").encode())
-
-
-def _save_figure(figure: Figure, folder: Path, name: str, formats: Sequence[str]) -> None:
-    for format in formats:
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=format)
-        write_bytes(folder / f"{name}.{format}", buffer.getvalue())
-
-
-def summary(landscapes: Sequence[Landscape]) -> dict[str, Any]:
-    """Return the numbers of landscapes as JSON types, with units."""
-    first = landscapes[0]
-    noise = first.geometries.noise
-    extra: dict[str, Any] = {}
-    if noise is not None:
-        extra["noise"] = {"elements": list(first.geometries.atoms.symbols), "sigma": noise.tolist()}
-    return {
-        **extra,
-        "schema": "ffpretrain-landscape",
-        "version": 1,
-        "units": {"energy": "eV", "length": "Å", "angle": "°"},
-        "kind": first.geometries.kind,
-        "note": first.geometries.note,
-        "axes": [
-            {"name": a.name, "unit": a.unit, "from": a.values[0], "to": a.values[-1], "points": len(a.values)}
-            for a in first.axes
-        ],
-        "models": [
-            {
-                "label": one.label,
-                "range": float(np.nanmax(one.relative())),
-                "roughness": roughness_numbers(one),
-                "rms_difference_to": one.errors(),
-                "fitted_head": one.fit,
-                "energy_response": None if one.response is None else one.response.tolist(),
-            }
-            for one in landscapes
-        ],
-    }
-
-
 def structure_of(model: Any, atoms: Atoms | None) -> Atoms:
     """Return the structure given, or else the reference geometry of a model.
 
@@ -281,16 +208,3 @@ def _bar(title: str, total: int | None, progress: bool) -> AbstractContextManage
     from ffpretrain.cli.progress import counting
 
     return counting(title, total, quiet=not progress)
-
-
-def output_folder(out: Path) -> Path:
-    """Make the folder of the output.
-
-    Raises:
-        DataError: it cannot be made.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{out}: cannot be made ({error.strerror}); give another --out") from None
-    return out

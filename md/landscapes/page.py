@@ -42,16 +42,41 @@ def landscape_page(landscapes: Sequence[Landscape], unit: str, path: Array | Non
     """
     first = landscapes[0]
     page = Page(f"Energy landscape of {first.geometries.atoms.get_chemical_formula()}", first.geometries.note)
-    top = max(float(np.nanmax(one.relative())) for one in landscapes)
-    for landscape in landscapes:
-        page.add(landscape.label, _viewer(viewer_data(landscape, unit, path, top), landscape, unit))
+    for landscape, figure in zip(landscapes, viewers(landscapes, unit, path), strict=True):
+        page.add(landscape.label, figure)
     if first.geometries.noise is not None:
         page.add("Noise of each atom", *noise_section(landscapes, unit))
     if any(one.roughness or one.errors() for one in landscapes):
         page.add("Numbers", numbers_table(landscapes, unit))
-    script = files("ffpretrain.md.landscapes").joinpath("viewer.js").read_text(encoding="utf-8")
-    page.use("viewer", script)
+    page.use("viewer", viewer_script())
     return page.html()
+
+
+def viewers(
+    landscapes: Sequence[Landscape],
+    unit: str,
+    path: Array | None = None,
+    most_points: int = MOST_POINTS,
+    most_frames: int = MOST_FRAMES,
+) -> list[str]:
+    """Return an interactive figure for each landscape, as HTML; the page must :func:`use <viewer_script>` it.
+
+    Args:
+        landscapes: on the same grid; all are drawn on one scale.
+        unit: of energies, a key of :data:`UNITS`.
+        path: points ``[T, 2]`` in the plane, drawn on the surfaces.
+        most_points: energies of each; larger grids are thinned, and the page says so.
+        most_frames: geometries of each.
+    """
+    top = max(float(np.nanmax(one.relative())) for one in landscapes)
+    return [
+        _viewer(viewer_data(one, unit, path, top, most_points, most_frames), one, unit) for one in landscapes
+    ]
+
+
+def viewer_script() -> str:
+    """Return the script that draws every landscape of a page."""
+    return files("ffpretrain.md.landscapes").joinpath("viewer.js").read_text(encoding="utf-8")
 
 
 def numbers_table(landscapes: Sequence[Landscape], unit: str) -> str:
@@ -74,8 +99,14 @@ def _or_word(value: float | str | None) -> float | str:
     return "not computed" if value is None else value
 
 
-def noise_section(landscapes: Sequence[Landscape], unit: str) -> list[str]:
-    """Return the picture of the noise of each atom, and a table beside what displacing each atom costs."""
+def noise_section(landscapes: Sequence[Landscape], unit: str, place: str = "") -> list[str]:
+    """Return the picture of the noise of each atom, and a table beside what displacing each atom costs.
+
+    Args:
+        landscapes: on the same grid.
+        unit: of energies.
+        place: tells the picture from those of other landscapes in the page.
+    """
     g = landscapes[0].geometries
     if g.noise is None:
         return []
@@ -91,22 +122,29 @@ def noise_section(landscapes: Sequence[Landscape], unit: str) -> list[str]:
             columns.append([float(value) / UNITS[unit] for value in one.response])
     caption = "Atoms by the standard deviation of their learned noise, numbered from 0"
     rows = [list(row) for row in zip(*columns, strict=True)]
-    return [drawing(draw_noise(g.atoms, g.noise), caption), table(head, rows)]
+    return [drawing(draw_noise(g.atoms, g.noise), caption, place), table(head, rows)]
 
 
 def viewer_data(
-    landscape: Landscape, unit: str, path: Array | None = None, top: float | None = None
+    landscape: Landscape,
+    unit: str,
+    path: Array | None = None,
+    top: float | None = None,
+    most_points: int = MOST_POINTS,
+    most_frames: int = MOST_FRAMES,
 ) -> dict[str, Any]:
     """Return what the viewer draws: energies above the lowest one, thinned geometries, bonds and colours.
 
     Args:
-        landscape: large ones are thinned evenly to :data:`MOST_POINTS` energies, and the page says so.
+        landscape: large ones are thinned evenly, and the page says so.
         unit: of energies.
         path: points ``[T, 2]`` in the plane.
         top: eV, end of the scale; None takes the landscape's own highest energy.
+        most_points: energies kept.
+        most_frames: geometries kept.
     """
     g = landscape.geometries
-    every = max(1, int(np.ceil((landscape.energies.size / MOST_POINTS) ** (1 / len(g.shape)))))
+    every = max(1, int(np.ceil((landscape.energies.size / most_points) ** (1 / len(g.shape)))))
     kept = np.ix_(*[range(0, n, every) for n in g.shape])
     energies = landscape.relative()[kept] / UNITS[unit]
     axes = [replace(axis, values=axis.values[::every]) for axis in g.axes]
@@ -123,7 +161,7 @@ def viewer_data(
             for name, v in landscape.references.items()
         ],
         "path": None if path is None or len(g.shape) == 1 else np.asarray(path).round(5).tolist(),
-        **_molecule_data(g, every),
+        **_molecule_data(g, every, most_frames),
     }
     if g.noise is not None:
         data["noise"] = g.noise.round(5).tolist()
@@ -131,13 +169,13 @@ def viewer_data(
     return data
 
 
-def _molecule_data(g: Geometries, every: int) -> dict[str, Any]:
+def _molecule_data(g: Geometries, every: int, most_frames: int) -> dict[str, Any]:
     """Return the geometries under the pointer, thinned where there are many, and how to draw them."""
     from ase.data import covalent_radii
     from ase.data.colors import jmol_colors
 
     atoms, shape = g.atoms, tuple(-(-n // every) for n in g.shape)
-    stride = max(1, int(np.ceil((np.prod(shape) / MOST_FRAMES) ** (1 / len(shape)))))
+    stride = max(1, int(np.ceil((np.prod(shape) / most_frames) ** (1 / len(shape)))))
     kept = [range(0, n, stride) for n in shape]
     coarse = g.positions[np.ix_(*[[every * i for i in k] for k in kept])]
     centred = coarse.reshape(-1, len(atoms), 3)
@@ -170,8 +208,9 @@ def _viewer(data: dict[str, Any], landscape: Landscape, unit: str) -> str:
         f'<figure class="plot" data-landscape>{button}<div><canvas role="img" aria-label="{what}"></canvas>'
         f'<canvas role="img" aria-label="the molecule under the pointer" style="max-width:20rem"></canvas>'
         f"</div>"
-        f"<output></output><figcaption>{what}, above the lowest. Drag to turn; move over the surface to "
-        f"read it and see the molecule; click an atom to name it.{thinned}</figcaption>"
+        f"<output></output><figcaption>{what}, above the lowest.{thinned} "
+        '<span class="hint">Drag to turn; move over the surface to read it and see the molecule; click an '
+        "atom to name it.</span></figcaption>"
         f'<script type="application/json">{values}</script></figure>'
     )
 

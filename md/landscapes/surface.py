@@ -148,8 +148,12 @@ class Landscape:
         }
         return found if self.labels is None else {**found, self.labels.name: self.labels.rms()}
 
-    def write_npz(self, path: Path) -> None:
+    def write_npz(self, path: Path, trail: Array | None = None) -> None:
         """Write every number, in eV and Å.
+
+        Args:
+            path: the file.
+            trail: points ``[T, 2]`` in the plane that are drawn on it.
 
         Raises:
             DataError: the file cannot be written.
@@ -159,6 +163,7 @@ class Landscape:
             "energies_eV": self.energies,
             "positions_angstrom": g.positions,
             "numbers": g.atoms.numbers,
+            "base_angstrom": g.atoms.positions,
             "cell_angstrom": g.atoms.cell.array,
             "pbc": np.asarray(g.atoms.pbc),
             "label": np.array(self.label),
@@ -175,6 +180,9 @@ class Landscape:
         if self.labels is not None:
             arrays |= {"label_points": self.labels.points, "label_energies_eV": self.labels.reference}
             arrays["label_predicted_eV"] = self.labels.predicted
+            arrays["label_name"] = np.array(self.labels.name)
+        if trail is not None:
+            arrays["path"] = np.asarray(trail)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
         write_bytes(path, buffer.getvalue())

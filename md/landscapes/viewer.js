@@ -2,7 +2,9 @@
 for (const root of document.querySelectorAll("[data-landscape]")) {
   const data = JSON.parse(root.querySelector("script[type='application/json']").textContent);
   const [chart, mol] = root.querySelectorAll("canvas"), out = root.querySelector("output");
-  const W = 560, H = 460, M = 320, ratio = window.devicePixelRatio || 1;
+  const W = 560, H = 460, M = 320;
+  // at least two, so that a canvas prints sharply: what is printed are its pixels
+  const ratio = Math.max(2, window.devicePixelRatio || 1);
   const flat = data.axes.length === 1;
   for (const [canvas, w, h] of [[chart, W, H], [mol, M, M]]) {
     canvas.width = w * ratio; canvas.height = h * ratio; canvas.getContext("2d").scale(ratio, ratio);

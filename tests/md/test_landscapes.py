@@ -32,6 +32,7 @@ from ffpretrain.md.landscapes import (
     plane_through,
     principal_plane,
     random_plane,
+    read_folder,
     relaxed_scan,
     rigid_scan,
     roughness,
@@ -407,6 +408,26 @@ def test_files_hold_the_same_numbers(ethanol: Atoms, tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "landscape.json").read_text())
     assert summary["schema"] == "ffpretrain-landscape"
     assert summary["models"][0]["roughness"] == found.roughness
+
+
+def test_a_folder_is_read_as_it_was_written(ethanol: Atoms, tmp_path: Path) -> None:
+    plane = random_plane(ethanol, 5)
+    noisy = Geometries(ethanol, plane.axes, plane.positions, "learned plane", "a note", np.arange(9.0))
+    wells, trail = [Well(ethanol.positions), Well(ethanol.positions, 3.0)], np.array([[0.0, 0.1], [0.1, 0.0]])
+    written = landscape(
+        wells, geometries=noisy, reference=Well(ethanol.positions, 5.0), path=trail, out=tmp_path, unit="eV"
+    )
+    found, unit, path = read_folder(tmp_path)
+    assert unit == "eV" and np.array_equal(path, trail)
+    for one, other in zip(found, written, strict=True):
+        assert one.label == other.label and one.roughness == other.roughness
+        assert [axis.name for axis in one.axes] == [axis.name for axis in other.axes]
+        assert np.array_equal(one.axes[1].values, other.axes[1].values)
+        assert np.array_equal(one.energies, other.energies) and np.array_equal(one.forces, other.forces)
+        assert one.errors() == other.errors() and list(one.references) == ["well"]
+        assert np.array_equal(one.geometries.atoms.positions, ethanol.positions)
+        assert np.array_equal(one.geometries.noise, np.arange(9.0)) and one.geometries.note == "a note"
+        assert np.array_equal(one.response, other.response)
 
 
 def test_large_grids_are_thinned_in_the_page_only(ethanol: Atoms) -> None:
