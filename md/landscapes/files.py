@@ -82,6 +82,7 @@ def summary(landscapes: Sequence[Landscape], unit: str) -> dict[str, Any]:
         "units": {"energy": "eV", "length": "Å", "angle": "°"},
         "figure_unit": unit,
         "kind": first.geometries.kind,
+        "quantity": first.quantity,
         "note": first.geometries.note,
         "axes": [
             {"name": a.name, "unit": a.unit, "from": a.values[0], "to": a.values[-1], "points": len(a.values)}
@@ -94,6 +95,7 @@ def summary(landscapes: Sequence[Landscape], unit: str) -> dict[str, Any]:
                 "roughness": roughness_numbers(one),
                 "rms_difference_to": one.errors(),
                 "fitted_head": one.fit,
+                "standard_error": _spread(one.uncertainty),
                 "energy_response": None if one.response is None else one.response.tolist(),
             }
             for one in landscapes
@@ -112,6 +114,14 @@ def output_folder(out: Path) -> Path:
     except OSError as error:
         raise DataError(f"{out}: cannot be made ({error.strerror}); give another --out") from None
     return out
+
+
+def _spread(errors: Array | None) -> dict[str, float] | None:
+    """Return the smallest above zero, median and largest of errors, eV; None where there are none."""
+    if errors is None or not (errors > 0).any():
+        return None
+    known = errors[errors > 0]
+    return {"least": float(known.min()), "median": float(np.median(known)), "most": float(known.max())}
 
 
 class Drawn(NamedTuple):
@@ -215,4 +225,5 @@ def _landscape(content: dict[str, NDArray[Any]], model: dict[str, Any]) -> Lands
         labels,
         model.get("fitted_head") or {},
         None if response is None else np.array(response),
+        content.get("standard_errors_eV"),
     )

@@ -41,7 +41,8 @@ def landscape_page(landscapes: Sequence[Landscape], unit: str, path: Array | Non
         path: points ``[T, 2]`` in the plane, drawn on the surfaces.
     """
     first = landscapes[0]
-    page = Page(f"Energy landscape of {first.geometries.atoms.get_chemical_formula()}", first.geometries.note)
+    formula = first.geometries.atoms.get_chemical_formula()
+    page = Page(f"{first.quantity.capitalize()} landscape of {formula}", first.geometries.note)
     for landscape, figure in zip(landscapes, viewers(landscapes, unit, path), strict=True):
         page.add(landscape.label, figure)
     if first.geometries.noise is not None:
@@ -150,9 +151,13 @@ def viewer_data(
     axes = [replace(axis, values=axis.values[::every]) for axis in g.axes]
     data: dict[str, Any] = {
         "unit": unit,
+        "quantity": landscape.quantity,
         "axes": [{"name": a.name, "unit": a.unit, "values": a.values.round(5).tolist()} for a in axes],
         # NaN has no place in JSON: null, which the viewer leaves empty
-        "energies": [round(float(e), 6) if np.isfinite(e) else None for e in energies.ravel()],
+        "energies": _finite(energies),
+        "errors": None
+        if landscape.uncertainty is None
+        else _finite(landscape.uncertainty[kept] / UNITS[unit]),
         "top": round((float(np.nanmax(landscape.relative())) if top is None else top) / UNITS[unit], 6),
         "lowest": int(np.nanargmin(energies)),
         "thinned": every,
@@ -167,6 +172,10 @@ def viewer_data(
         data["noise"] = g.noise.round(5).tolist()
         data["noiseColours"] = noise_colours(g.noise)
     return data
+
+
+def _finite(values: Array) -> list[float | None]:
+    return [round(float(value), 6) if np.isfinite(value) else None for value in values.ravel()]
 
 
 def _molecule_data(g: Geometries, every: int, most_frames: int) -> dict[str, Any]:
@@ -197,7 +206,10 @@ def _molecule_data(g: Geometries, every: int, most_frames: int) -> dict[str, Any
 
 def _viewer(data: dict[str, Any], landscape: Landscape, unit: str) -> str:
     values = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
-    what = escape(f"{landscape.label}: energies in {unit}", quote=True)
+    name = "" if landscape.label.startswith(landscape.quantity) else f"{landscape.quantity} "
+    what = escape(f"{landscape.label}: {name}in {unit}", quote=True)
+    if landscape.uncertainty is not None:
+        what += ", with one standard error"
     thinned = f" Every {data['thinned']}th point of the grid is shown." if data["thinned"] > 1 else ""
     button = (
         '<button type="button" aria-pressed="true" data-noise>colour atoms by their noise</button>'

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 #: bytes of positions that a grid may have; forces are as large, and figures need several copies
 LARGEST_GRID = 1 << 30
+#: kind of the geometries on which a free energy is known, not an energy
+FREE_ENERGY = "free energy"
 
 
 def refuse_large(shape: tuple[int, ...], n_atoms: int) -> None:
@@ -113,6 +115,7 @@ class Landscape:
         labels: labelled frames on the same axes.
         fit: errors in eV of an energy head that was fitted for this landscape, by name.
         response: what displacing each atom alone costs, eV ``[N]``, where the noise of each atom is known.
+        uncertainty: one standard error of each value, eV, of the grid's shape; NaN where it is not known.
     """
 
     geometries: Geometries
@@ -124,6 +127,12 @@ class Landscape:
     labels: Labels | None = None
     fit: dict[str, float] = field(default_factory=dict)
     response: Array | None = None
+    uncertainty: Array | None = None
+
+    @property
+    def quantity(self) -> str:
+        """What the numbers are: ``energy`` or ``free energy``."""
+        return FREE_ENERGY if self.geometries.kind == FREE_ENERGY else "energy"
 
     @property
     def axes(self) -> tuple[Axis, ...]:
@@ -174,6 +183,8 @@ class Landscape:
             arrays |= {f"axis{i}": axis.values, f"axis{i}_name": np.array(f"{axis.name} ({axis.unit})")}
         if g.noise is not None:
             arrays["noise_angstrom"] = g.noise
+        if self.uncertainty is not None:
+            arrays["standard_errors_eV"] = self.uncertainty
         if self.forces is not None:
             arrays["forces_eV_per_angstrom"] = self.forces
         arrays |= {f"reference_{name}_eV": values for name, values in self.references.items()}

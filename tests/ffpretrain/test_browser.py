@@ -292,6 +292,25 @@ def test_a_curve_answers_and_shows_its_reference(browser: Browser, tmp_path: Pat
     assert "the same" in said
 
 
+def test_a_free_energy_says_so_and_how_well_it_is_known(browser: Browser, tmp_path: Path) -> None:
+    import ase.build
+    import numpy as np
+
+    from ffpretrain.md.landscapes import free_energy_landscape, write
+
+    ethanol, frames = ase.build.molecule("CH3CH2OH"), []
+    for length in 1.5 + 0.05 * np.random.default_rng(0).normal(size=300):
+        frames.append(ethanol.copy())
+        frames[-1].set_distance(0, 1, length)
+    write([free_energy_landscape(frames, ["bond 0 1"], 300.0, bins=7)], tmp_path)
+    browser.open(tmp_path / "landscape.html")
+    assert browser.errors() == []
+    browser.click(".plot canvas", 60, 0)
+    said = browser.run("return document.querySelector('.plot output').textContent")
+    assert said.startswith("bond 0-1 1.") and " ± 0." in said and said.endswith(" kcal/mol")
+    assert browser.run("return document.querySelector('h1').textContent").startswith("Free energy")
+
+
 def test_a_report_prints(browser: Browser, report: Path) -> None:
     browser.open(report)
     printed = browser.pdf()

@@ -223,11 +223,16 @@ def test_a_band_finds_the_saddle_of_an_inversion() -> None:
 
 def test_free_energy_of_a_harmonic_variable() -> None:
     x = np.random.default_rng(0).normal(0.0, 0.1, 400_000)
-    (centres,), energy = free_energy(x, temperature=300.0, bins=41)
+    (centres,), energy, errors = free_energy(x, temperature=300.0, bins=41)
     near = np.abs(centres) < 0.15
     kT = 8.617333262e-5 * 300
     wanted = kT * np.square(centres) / (2 * 0.1**2)
     assert np.allclose(energy[near] - energy[near].min(), wanted[near] - wanted[near].min(), atol=0.06 * kT)
+    # frames of no correlation: the counts of two bins are known to their square roots
+    counts = np.histogram(x, 41)[0]
+    known = kT * np.sqrt(1 / counts[near] + 1 / counts.max())
+    lowest = counts[near] == counts.max()
+    assert np.allclose(errors[near][~lowest], known[~lowest], rtol=0.25) and errors[near][lowest] == 0
     assert np.isnan(free_energy(np.array([0.0, 1.0]), 300.0, bins=10)[1]).sum() == 8
     assert free_energy(np.zeros((5, 2)), 300.0, bins=3)[1].shape == (3, 3)
 
