@@ -91,11 +91,10 @@ def landscape(
             unit=unit,
             progress=not as_json,
         )
-    result = summary(found, unit)
     if as_json:
-        typer.echo(json.dumps(result, indent=2))
+        typer.echo(json.dumps(summary(found, unit), indent=2))
     else:
-        _print(result, out)
+        _print(found, out, unit)
 
 
 def _model(name: str) -> Any:
@@ -143,7 +142,7 @@ def _free_energy(
     from ffpretrain.md.landscapes.files import output_folder, write
     from ffpretrain.md.landscapes.grids import read_structures
     from ffpretrain.md.landscapes.histograms import free_energy_landscape
-    from ffpretrain.md.landscapes.page import UNITS
+    from ffpretrain.md.landscapes.surface import UNITS
 
     if unit not in UNITS:
         raise ConfigError(f"--unit {unit}: give one of {', '.join(UNITS)}")
@@ -153,23 +152,13 @@ def _free_energy(
     return found
 
 
-def _print(result: dict[str, Any], out: Path) -> None:
-    for one in result["models"]:
-        numbers = ", ".join(
-            f"{name} not computed" if value is None else f"{name} {value:.4g}"
-            for name, value in one["roughness"].items()
-        )
-        typer.echo(f"{one['label']}: range {one['range']:.4f} eV{', ' if numbers else ''}{numbers}")
-        if fit := one["fitted_head"]:
-            typer.echo(
-                f"  energy head: MAE {fit['energy_mae']:.4f} eV on {fit['frames_held_out']} frames held out, "
-                f"{fit['energy_mae_fitted']:.4f} on {fit['frames_fitted']} fitted to; without it "
-                f"{fit['energy_spread']:.4f}"
-            )
-        for name, value in one["rms_difference_to"].items():
-            typer.echo(f"  RMS difference to {name}: {value:.4f} eV")
-    if noise := result.get("noise"):
-        low, high = min(noise["sigma"]), max(noise["sigma"])
-        typer.echo(f"noise of an atom: {low:.4f} to {high:.4f} Å; see {out / 'noise.png'}")
-    typer.echo(f"{result['note']}")
+def _print(found: list[Landscape], out: Path, unit: str) -> None:
+    from ffpretrain.md.landscapes.words import describe
+
+    for line in describe(found, unit):
+        typer.echo(line)
+    geometries = found[0].geometries
+    if (noise := geometries.noise) is not None:
+        typer.echo(f"noise of an atom: {noise.min():.4f} to {noise.max():.4f} Å; see {out / 'noise.png'}")
+    typer.echo(geometries.note)
     typer.echo(f"written to {out}; open {out / 'landscape.html'} in a browser")

@@ -17,10 +17,9 @@ from ffpretrain.md.landscapes.files import output_folder, write
 from ffpretrain.md.landscapes.grids import Wish, make_grid
 from ffpretrain.md.landscapes.labels import Labels, label_frames
 from ffpretrain.md.landscapes.learned import energy_response
-from ffpretrain.md.landscapes.page import UNITS
 from ffpretrain.md.landscapes.roughness import roughness
 from ffpretrain.md.landscapes.scans import Coordinate
-from ffpretrain.md.landscapes.surface import Array, Geometries, Landscape
+from ffpretrain.md.landscapes.surface import UNITS, Array, Geometries, Landscape
 
 if TYPE_CHECKING:
     from ase import Atoms

@@ -151,7 +151,7 @@ def evaluate(
         state: file that keeps what is done, so that a stopped evaluation goes on; removed at the end. One of
             another grid or model is not used.
         progress: called with the number of structures done.
-        forces: False computes energies alone, the same ones, in less than half of the time.
+        forces: False computes energies alone, the same ones, in about half of the time.
 
     Raises:
         UserError: of the model: an unknown element, atoms on top of each other.

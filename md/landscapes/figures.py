@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ffpretrain.md.landscapes.page import UNITS
-from ffpretrain.md.landscapes.surface import Array, Axis, Landscape
+from ffpretrain.md.landscapes.surface import UNITS, Array, Axis, Landscape
 from ffpretrain.plots import COLOURS, new_figure
 
 if TYPE_CHECKING:

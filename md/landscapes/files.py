@@ -16,9 +16,8 @@ from ffpretrain.errors import DataError
 from ffpretrain.md.landscapes.figures import draw
 from ffpretrain.md.landscapes.labels import Labels
 from ffpretrain.md.landscapes.noise_figure import draw_noise
-from ffpretrain.md.landscapes.page import UNITS, landscape_page
-from ffpretrain.md.landscapes.roughness import roughness_numbers
-from ffpretrain.md.landscapes.surface import Array, Axis, Geometries, Landscape, write_bytes
+from ffpretrain.md.landscapes.page import landscape_page
+from ffpretrain.md.landscapes.surface import UNITS, Array, Axis, Geometries, Landscape, write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -92,7 +91,7 @@ def summary(landscapes: Sequence[Landscape], unit: str) -> dict[str, Any]:
             {
                 "label": one.label,
                 "range": float(np.nanmax(one.relative())),
-                "roughness": roughness_numbers(one),
+                "roughness": _with_what_is_missing(one),
                 "rms_difference_to": one.errors(),
                 "fitted_head": one.fit,
                 "standard_error": _spread(one.uncertainty),
@@ -114,6 +113,12 @@ def output_folder(out: Path) -> Path:
     except OSError as error:
         raise DataError(f"{out}: cannot be made ({error.strerror}); give another --out") from None
     return out
+
+
+def _with_what_is_missing(one: Landscape) -> dict[str, float | None]:
+    """Return roughness with null for what needs forces, where there are none."""
+    missing = {"force_consistency": None} if one.roughness and one.forces is None else {}
+    return {**one.roughness, **missing}
 
 
 def _spread(errors: Array | None) -> dict[str, float] | None:

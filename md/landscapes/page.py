@@ -12,14 +12,11 @@ from typing import Any
 import numpy as np
 
 from ffpretrain.md.landscapes.noise_figure import draw_noise, noise_colours
-from ffpretrain.md.landscapes.roughness import roughness_numbers
-from ffpretrain.md.landscapes.surface import Array, Geometries, Landscape
+from ffpretrain.md.landscapes.surface import UNITS, Array, Geometries, Landscape
+from ffpretrain.md.landscapes.words import roughness_numbers
 from ffpretrain.molecules import find_bonds
 from ffpretrain.report.page import Page, drawing, table
-from ffpretrain.units import KCAL_PER_MOL
 
-#: energy units a user may ask for, eV in one of each
-UNITS = {"eV": 1.0, "kcal/mol": KCAL_PER_MOL}
 #: geometries in the page; of larger grids the nearest of a coarser one is shown
 MOST_FRAMES = 1700
 #: energies in the page; of larger grids every second, third … point is shown
@@ -37,7 +34,7 @@ def landscape_page(landscapes: Sequence[Landscape], unit: str, path: Array | Non
 
     Args:
         landscapes: on the same grid, one for each model; all are drawn on one scale.
-        unit: of energies, a key of :data:`UNITS`.
+        unit: of energies, a key of :data:`~ffpretrain.md.landscapes.surface.UNITS`.
         path: points ``[T, 2]`` in the plane, drawn on the surfaces.
     """
     first = landscapes[0]
@@ -64,7 +61,7 @@ def viewers(
 
     Args:
         landscapes: on the same grid; all are drawn on one scale.
-        unit: of energies, a key of :data:`UNITS`.
+        unit: of energies, a key of :data:`~ffpretrain.md.landscapes.surface.UNITS`.
         path: points ``[T, 2]`` in the plane, drawn on the surfaces.
         most_points: energies of each; larger grids are thinned, and the page says so.
         most_frames: geometries of each.
@@ -81,10 +78,14 @@ def viewer_script() -> str:
 
 
 def numbers_table(landscapes: Sequence[Landscape], unit: str) -> str:
-    """Return roughness, differences to references and errors of fitted heads as an HTML table."""
-    rough = [roughness_numbers(one) for one in landscapes]
-    names = sorted({name for one in rough for name in one})
-    rows: list[list[Any]] = [[name, *[_or_word(one.get(name, "")) for one in rough]] for name in names]
+    """Return roughness, differences to references and errors of fitted heads as an HTML table, with units."""
+    rough = [{n.name: n for n in roughness_numbers(one, unit)} for one in landscapes]
+    rows: list[list[Any]] = []
+    for name, number in {name: n for one in reversed(rough) for name, n in one.items()}.items():
+        head = f"{name} ({number.unit})" if number.unit else name
+        rows.append([head, *[_or_word(one[name].value) if name in one else "" for one in rough]])
+        if any(name in one and one[name].remark for one in rough):
+            rows.append(["", *[one[name].remark if name in one else "" for one in rough]])
     different = dict.fromkeys(name for one in landscapes for name in one.errors())
     for name in different:
         values = [one.errors().get(name) for one in landscapes]
@@ -96,7 +97,7 @@ def numbers_table(landscapes: Sequence[Landscape], unit: str) -> str:
     return table(["", *[one.label for one in landscapes]], rows)
 
 
-def _or_word(value: float | str | None) -> float | str:
+def _or_word(value: float | None) -> float | str:
     return "not computed" if value is None else value
 
 

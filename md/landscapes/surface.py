@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ffpretrain.errors import ConfigError, DataError
+from ffpretrain.units import KCAL_PER_MOL
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 #: bytes of positions that a grid may have; forces are as large, and figures need several copies
 LARGEST_GRID = 1 << 30
+#: energy units a user may ask for, eV in one of each
+UNITS = {"eV": 1.0, "kcal/mol": KCAL_PER_MOL}
 #: kind of the geometries on which a free energy is known, not an energy
 FREE_ENERGY = "free energy"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import ase.build
@@ -42,7 +43,9 @@ from ffpretrain.md.landscapes.figures import draw
 from ffpretrain.md.landscapes.page import MOST_FRAMES, viewer_data
 from ffpretrain.md.landscapes.planes import rigid_motions, superimposed
 from ffpretrain.md.landscapes.roughness import energy_jump, slope_changes, tortuosity
+from ffpretrain.md.landscapes.words import describe
 from ffpretrain.potential import Potential
+from ffpretrain.units import KCAL_PER_MOL
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +280,8 @@ def test_energies_alone_are_the_same_and_say_what_is_missing(
     )
     assert np.allclose(full.energies, alone.energies, rtol=0, atol=1e-9)
     assert alone.forces is None and full.forces is not None
-    kept = {name: value for name, value in full.roughness.items() if name != "force_consistency"}
+    of_forces = ("force_consistency", "difference_error")
+    kept = {name: value for name, value in full.roughness.items() if name not in of_forces}
     assert alone.roughness == pytest.approx(kept, abs=1e-7)
     words = ["landscape", "ndem-ethanol", "--points", "3", "--no-forces", "--out", str(tmp_path)]
     with pytest.raises(SystemExit, match="0"):
@@ -367,14 +371,81 @@ def test_force_consistency_sees_forces_that_are_no_gradient(ethanol: Atoms) -> N
     (found,) = landscape(Well(ethanol.positions), ethanol, points=9, extent=0.1)
     # differences of a parabola are exact
     assert found.roughness["force_consistency"] < 1e-9
-    from dataclasses import replace
-
     wrong = replace(found, forces=0.9 * found.forces)
     x, y = (axis.values for axis in found.axes)
     slope = 2 * len(ethanol) * 0.1
     inner = [np.tile(x[1:-1], len(y)), np.tile(y[1:-1], len(x))]
     wanted = np.sqrt(np.mean(np.square(slope * np.concatenate(inner))))
     assert roughness(wrong)["force_consistency"] == pytest.approx(wanted, rel=1e-6)
+
+
+def test_what_the_spacing_explains_of_force_consistency() -> None:
+    x = np.linspace(-1.0, 1.0, 21)
+    forces = np.zeros((21, 1, 3))
+    forces[:, 0, 0] = -3 * x**2
+    cubic = replace(on_line(x**3, x), forces=forces)
+    # central differences of a cubic are off by the square of the spacing, and so is the estimate
+    numbers = roughness(cubic)
+    assert numbers["force_consistency"] == pytest.approx(0.01)
+    assert numbers["difference_error"] == pytest.approx(0.01)
+    assert "says nothing against the forces" in describe([replace(cubic, roughness=numbers)], "eV")[0]
+    wrong = replace(cubic, forces=forces + 0.5)
+    numbers = roughness(wrong)
+    # the error of the forces does not change with the spacing
+    assert numbers["force_consistency"] == pytest.approx(0.51, abs=0.01)
+    assert numbers["difference_error"] == pytest.approx(0.01, rel=0.1)
+    assert "explains about 0.01 of it" in describe([replace(wrong, roughness=numbers)], "eV")[0]
+
+
+def test_differences_on_uneven_spacing_are_exact_for_parabolas() -> None:
+    x = np.array([-1.0, -0.7, -0.1, 0.2, 0.9, 1.0])
+    forces = np.zeros((6, 1, 3))
+    forces[:, 0, 0] = -4 * x
+    numbers = roughness(replace(on_line(2 * x**2, x), forces=forces))
+    assert numbers["force_consistency"] < 1e-12
+
+
+def test_grids_too_small_to_judge_say_so(ethanol: Atoms) -> None:
+    (three,) = landscape(Well(ethanol.positions), ethanol, points=3)
+    assert "difference_error" not in three.roughness
+    assert "not to be judged: fewer than 5 points" in describe([three], "eV")[0]
+    (two,) = landscape(Well(ethanol.positions), ethanol, scan=["bond 0 1 1.4 1.6 2"])
+    assert two.roughness == {}
+
+
+# units
+
+
+@pytest.mark.parametrize(("unit", "size"), [("eV", 1.0), ("kcal/mol", KCAL_PER_MOL)])
+def test_terminal_and_page_give_every_energy_in_the_figures_unit(
+    unit: str, size: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["landscape", "ndem-ethanol", "--points", "7", "--unit", unit, "--reference", "mmff"]
+    pytest.importorskip("rdkit")
+    with pytest.raises(SystemExit, match="0"):
+        main([*words, "--out", str(tmp_path)])
+    said = capsys.readouterr().out
+    model = json.loads((tmp_path / "landscape.json").read_text())["models"][0]
+    rough = model["roughness"]
+    assert f"range {model['range'] / size:.4g} {unit}, tortuosity {rough['tortuosity']:.4g}, " in said
+    assert f"energy_jump {rough['energy_jump'] / size:.4g} {unit}, force_flips " in said
+    assert f"minimum_offset {rough['minimum_offset']:.4g} Å RMS, " in said
+    assert f"curvature {rough['curvature'] / size:.4g} {unit} per (Å RMS)², " in said
+    assert f"force_consistency {rough['force_consistency'] / size:.4g} {unit} per Å RMS (" in said
+    ((name, difference),) = model["rms_difference_to"].items()
+    assert f"RMS difference to {name}: {difference / size:.4g} {unit}" in said
+    page = (tmp_path / "landscape.html").read_text()
+    cell = f'<td class="number">{rough["curvature"] / size:.4g}</td>'
+    assert f"<td>curvature ({unit} per (Å RMS)²)</td>{cell}" in page
+    other = "eV" if unit == "kcal/mol" else "kcal"
+    assert other not in said and other not in page
+
+
+def test_axes_of_different_units_are_not_mixed_up(ethanol: Atoms) -> None:
+    scan = ["dihedral 0 1 2 3 0 60 5", "bond 0 1 1.4 1.6 5"]
+    (found,) = landscape(Well(ethanol.positions), ethanol, scan=scan)
+    (said,) = describe([found], "eV")
+    assert "eV per (unit of the axes)²" in said and " units of the axes, " in said
 
 
 # figures and files
