@@ -136,7 +136,8 @@ def _response(geometries: Geometries, model: Evaluator) -> Array | None:
     """Return what displacing each atom alone costs by the model, where the noise of each atom is known."""
     if geometries.noise is None:
         return None
-    return energy_response(model.compute, geometries.atoms, float(geometries.noise.mean()))
+    energies = functools.partial(model.compute, forces=False)
+    return energy_response(energies, geometries.atoms, float(geometries.noise.mean()))
 
 
 def structure_of(model: Any, atoms: Atoms | None) -> Atoms:
