@@ -12,13 +12,13 @@ import warnings
 
 import torch
 from ase import Atoms, units
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.md.verlet import VelocityVerlet
 from common import machine, parser, write
 
 from ffpretrain import FFCalculator
 from ffpretrain.artifacts import read_card
 from ffpretrain.md.runtime import CompileOption
+from ffpretrain.md.velocities import draw_momenta
 
 BLOCK, BLOCKS = 50, 8
 
@@ -35,7 +35,7 @@ def dynamics(name: str, compiled: CompileOption) -> VelocityVerlet:
 
     atoms = molecule(name)
     atoms.calc = FFCalculator(name, compile=compiled)
-    MaxwellBoltzmannDistribution(atoms, temperature_K=300, rng=np.random.default_rng(0))
+    atoms.set_momenta(draw_momenta(atoms, 300.0, np.random.default_rng(0)))
     return VelocityVerlet(atoms, 0.5 * units.fs)
 
 

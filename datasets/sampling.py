@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ffpretrain import units
+from ffpretrain.datasets.modes import normal_modes, wavenumbers
 from ffpretrain.errors import ConfigError, DataError, nearest
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 Positions = NDArray[np.float64]
 Report = Callable[[str], None]
-
-_SPEED_OF_LIGHT_CM_PER_FS = 2.99792458e-5
 
 
 class EngineFailure(Exception):
@@ -234,7 +233,7 @@ class NormalModeSampler(Sampler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._minimise()
-        squared, modes = normal_modes(self.atoms, self.STEP, self.free)
+        squared, modes = self._modes()
         numbers = wavenumbers(squared)
         kept = numbers > self.sampling.lowest_mode
         if not kept.any():
@@ -252,6 +251,13 @@ class NormalModeSampler(Sampler):
         drawn = self.rng.standard_normal(len(spread)) * spread
         shift = np.einsum("k,kij->ij", drawn, self.modes) / np.sqrt(self.atoms.get_masses())[:, None]
         return np.asarray(self.atoms.positions + shift)
+
+    def _modes(self) -> tuple[NDArray[np.float64], Positions]:
+        try:
+            with engine_errors():
+                return normal_modes(self.atoms, self.STEP, self.free)
+        except EngineFailure as error:
+            raise DataError(f"the forces for the normal modes failed: {error}") from error
 
     def _minimise(self) -> None:
         from ase.optimize import BFGS
@@ -300,91 +306,3 @@ def fixed_atoms(atoms: Atoms) -> NDArray[np.int64]:
             raise DataError(f"the structure has a {kind} constraint; only FixAtoms is understood: remove it")
         held.update(int(index) for index in constraint.get_indices())
     return np.array(sorted(held), np.int64)
-
-
-def normal_modes(
-    atoms: Atoms, step: float = 0.005, free: NDArray[np.bool_] | None = None
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the vibrational modes of a structure at a stationary point.
-
-    Args:
-        atoms: structure with a calculator.
-        step: Å, displacement of the central differences.
-        free: bool ``[N]``, the atoms that move; all where None.
-
-    Returns:
-        Squared angular frequencies ``[K]`` in eV/Å²/amu, ascending, negative where imaginary, and orthonormal
-        mass-weighted modes ``[K, N, 3]``, with the rigid motions of the free atoms projected out.
-
-    Raises:
-        DataError: the engine failed at a displaced geometry.
-    """
-    n = len(atoms)
-    moving = np.flatnonzero(np.ones(n, bool) if free is None else free)
-    try:
-        hessian = _hessian(atoms, step, moving)
-    except EngineFailure as error:
-        raise DataError(f"the forces for the normal modes failed: {error}") from error
-    return modes_of_hessian(atoms, hessian, moving)
-
-
-def modes_of_hessian(
-    atoms: Atoms, hessian: NDArray[np.float64], moving: NDArray[np.int64] | None = None
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the vibrational modes that a matrix of force constants means.
-
-    Args:
-        atoms: the structure; its masses and positions are read.
-        hessian: symmetric, ``[3M, 3M]`` eV/Å².
-        moving: indices ``[M]`` of the atoms it is of; all where None.
-
-    Returns:
-        As :func:`normal_modes`.
-    """
-    n = len(atoms)
-    moving = np.arange(n) if moving is None else moving
-    weight = np.repeat(np.sqrt(atoms.get_masses()[moving]), 3)
-    weighted = hessian / np.outer(weight, weight)
-    rigid = rigid_motions(atoms) if len(moving) == n else np.zeros((3 * n, 0))
-    basis = np.eye(len(weight))
-    if rigid.shape[1]:  # the trailing columns of a complete QR span everything that is no rigid motion
-        basis = np.linalg.qr(rigid, mode="complete")[0][:, rigid.shape[1] :]
-    squared, vectors = np.linalg.eigh(basis.T @ weighted @ basis)
-    modes = np.zeros((len(squared), n, 3))
-    modes[:, moving] = (basis @ vectors).T.reshape(len(squared), len(moving), 3)
-    return squared, modes
-
-
-def wavenumbers(squared: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return wavenumbers in 1/cm of squared angular frequencies in eV/Å²/amu; imaginary ones are negative."""
-    per_fs = np.sqrt(np.abs(squared)) * units.FS  # ASE's unit of time is Å √(amu/eV)
-    return np.sign(squared) * per_fs / (2 * np.pi * _SPEED_OF_LIGHT_CM_PER_FS)
-
-
-def _hessian(atoms: Atoms, step: float, moving: NDArray[np.int64]) -> NDArray[np.float64]:
-    work = atoms.copy()
-    work.calc = atoms.calc
-    work.set_constraint()
-    rows = []
-    for atom in moving:
-        for axis in range(3):
-            sides = []
-            for sign in (1.0, -1.0):
-                work.positions = atoms.positions
-                work.positions[atom, axis] += sign * step
-                with engine_errors():
-                    sides.append(work.get_forces()[moving].ravel())
-            rows.append((sides[1] - sides[0]) / (2 * step))
-    hessian = np.array(rows)
-    return (hessian + hessian.T) / 2
-
-
-def rigid_motions(atoms: Atoms) -> NDArray[np.float64]:
-    """Return orthonormal mass-weighted translations, and rotations where nothing repeats, ``[3N, R]``."""
-    root = np.sqrt(atoms.get_masses())
-    centred = atoms.positions - atoms.get_center_of_mass()
-    columns = [(root[:, None] * axis).ravel() for axis in np.eye(3)]
-    if not atoms.pbc.any():
-        columns += [(root[:, None] * np.cross(axis, centred)).ravel() for axis in np.eye(3)]
-    left, sizes, _ = np.linalg.svd(np.array(columns).T, full_matrices=False)
-    return np.asarray(left[:, sizes > 1e-6 * sizes[0]])  # a linear molecule has one rotation less

@@ -13,11 +13,12 @@ import sys
 import numpy as np
 from ase import units
 from ase.md.langevin import Langevin
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary, ZeroRotation
+from ase.md.velocitydistribution import Stationary, ZeroRotation
 from ase.md.verlet import VelocityVerlet
 
 from ffpretrain import FFCalculator, load_potential
 from ffpretrain.md import velocity_spectrum
+from ffpretrain.md.velocities import draw_momenta
 
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 8000
 runs = int(sys.argv[2]) if len(sys.argv) > 2 else 4
@@ -29,7 +30,7 @@ atoms.calc = FFCalculator("ndem-ethanol")
 
 spectra = []
 for _ in range(runs):
-    MaxwellBoltzmannDistribution(atoms, temperature_K=300.0, rng=rng)
+    atoms.set_momenta(draw_momenta(atoms, 300.0, rng))
     start = Langevin(
         atoms, timestep * units.fs, temperature_K=300.0, friction=0.02 / units.fs, fixcm=False, rng=rng
     )

@@ -34,15 +34,17 @@ class NonFiniteError(UserError, ArithmeticError):
     """A loss, gradient, energy or position is NaN or infinite."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str], under: str = "") -> str:
     """Return ``"; did you mean 'x'?"`` for the closest known names, or list the known ones.
 
     Args:
-        name: what the user wrote.
-        known: the names that exist.
+        name: what the user wrote, without what it stands under.
+        known: the names that exist there.
+        under: where in a tree that is, such as ``trainer``: names are given as ``'trainer.x'``, in full.
     """
+    dotted = f"{under}." if under else ""
     options = sorted(known)
     close = difflib.get_close_matches(name.lower(), options, n=3, cutoff=0.5)
     if close:
-        return "; did you mean " + " or ".join(repr(c) for c in close) + "?"
-    return "; known: " + ", ".join(options)
+        return "; did you mean " + " or ".join(repr(dotted + c) for c in close) + "?"
+    return "; known: " + ", ".join(dotted + option for option in options)

@@ -8,7 +8,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -17,13 +17,12 @@ from torch import Tensor, nn
 
 from ffpretrain.artifacts import resolve_device
 from ffpretrain.errors import ConfigError, UnsupportedInputError, nearest
-from ffpretrain.graphs import Graph, batch_graphs, build_graph
 from ffpretrain.md.agreement import Agreement, check_agreement
 from ffpretrain.md.batches import BatchEvaluation, BatchPath, OneOfBatch, refuse_bad_positions
 from ffpretrain.md.compiled import COMPILE_MIN_STEPS, CompileWarning, compile_dense
 from ffpretrain.md.cuda import GraphPath, record_molecules
 from ffpretrain.md.cuda_batch import graph_batch
-from ffpretrain.md.native import NativeMany, NativePath, NativeUnavailable, StructurePairs
+from ffpretrain.md.native import NativeMany, NativePath, NativeUnavailable
 from ffpretrain.md.native.batch import NativeBatch
 from ffpretrain.md.native.ready import NATIVE_MIN_STEPS, prepare, say_failed
 from ffpretrain.md.paths import (
@@ -34,26 +33,15 @@ from ffpretrain.md.paths import (
     Evaluation,
     Path,
     dense_fits,
-    has_volume,
     refuse_non_finite,
 )
+from ffpretrain.md.structures import Structure, evaluate_structures
 
 CompileOption = Literal["auto"] | bool
 _Native = TypeVar("_Native", NativePath, NativeMany)
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 #: structures (elements and periodic directions) whose paths are kept ready
 _KEPT = 8
-#: pairs evaluated at once by :meth:`Runtime.evaluate_batch`
-_BATCH_PAIRS = 100_000
-
-
-class Structure(Protocol):
-    """What :meth:`Runtime.evaluate_batch` reads: ``ase.Atoms`` and a dataset's frame both have it."""
-
-    numbers: Any
-    positions: Any
-    cell: Any
-    pbc: Any
 
 
 @dataclass
@@ -150,14 +138,9 @@ class Runtime:
         positions = np.asarray(positions, dtype=np.float64)
         directions = (bool(pbc[0]), bool(pbc[1]), bool(pbc[2]))
         box = np.asarray(cell, dtype=np.float64) if cell is not None and any(directions) else None
-        plan = self._plan(elements, positions, directions)
-        if not plan.checked:
-            self.agreement[plan.path.name] = check_agreement(
-                plan.path, self.model, elements, positions, box, directions, self.dtype, self.device
-            )
-            plan.checked = True
-        self._path_name = plan.path.name
-        result = plan.path(positions, box)
+        path = self.admit(elements, positions, box, directions)
+        self._path_name = path.name
+        result = path(positions, box)
         if result.shortest == 0:
             raise UnsupportedInputError("two atoms are at the same place; move or remove one")
         refuse_non_finite(result)
@@ -202,9 +185,7 @@ class Runtime:
         if path.name not in self.agreement:
             one = OneOfBatch(path, positions, cell)
             box = cell[-1].cpu().numpy() if any(one.pbc) else None
-            self.agreement[path.name] = check_agreement(
-                one, self.model, one.numbers, one.positions, box, one.pbc, self.dtype, self.device
-            )
+            self.check(one, one.numbers, one.positions, box, one.pbc)
         self._path_name, self._known = path.name, known
         return path(positions, cell)
 
@@ -223,83 +204,66 @@ class Runtime:
                 return path
         return BatchPath(self.model, numbers, batch, periodic)
 
-    def evaluate_batch(self, structures: Iterable[Structure]) -> list[Evaluation]:
+    def evaluate_batch(self, structures: Iterable[Structure], forces: bool = True) -> list[Evaluation]:
         """Evaluate many structures, several at a time.
 
         Args:
             structures: ``ase.Atoms``, frames of a dataset, or what has the same attributes.
+            forces: False computes energies alone, without a derivative: ``forces`` and ``stress`` are None.
 
         Raises:
             UnsupportedInputError, NonFiniteError: as :meth:`evaluate`; they name the structure by its place.
+            AgreementError: as :meth:`evaluate`.
         """
-        if (many := self.native_many()) is not None:
-            return self._evaluate_native(many, list(structures))
-        results: list[Evaluation] = []
-        waiting: list[tuple[Graph, bool, float]] = []
-        pairs = 0
-        for structure in structures:
-            waiting.append(self._graph(structure))
-            pairs += waiting[-1][0].edge_index.shape[1]
-            if pairs >= _BATCH_PAIRS:
-                results += self._evaluate_graphs(waiting, len(results))
-                waiting, pairs = [], 0
-        if waiting:
-            results += self._evaluate_graphs(waiting, len(results))
-        return results
+        return evaluate_structures(self, structures, forces)
 
-    def _evaluate_native(self, many: NativeMany, structures: list[Structure]) -> list[Evaluation]:
-        pairs: list[StructurePairs] = []
-        cells: list[Array | None] = []
-        for structure in structures:
-            pbc = (bool(structure.pbc[0]), bool(structure.pbc[1]), bool(structure.pbc[2]))
-            numbers: NDArray[np.int64] = np.asarray(structure.numbers, dtype=np.int64)
-            plan = self._plan(numbers, np.asarray(structure.positions, dtype=np.float64), pbc)
-            cell = np.array(structure.cell, dtype=np.float64) if any(pbc) else None
-            if not plan.checked:
-                self.evaluate(numbers, structure.positions, cell, pbc)
-            pairs.append(StructurePairs(numbers, pbc, self.cutoff))
-            cells.append(cell)
-        results = many(pairs, [np.asarray(s.positions, dtype=np.float64) for s in structures], cells)
-        for place, result in enumerate(results):
-            if result.shortest == 0:
-                raise UnsupportedInputError(f"structure {place}: two atoms are at the same place")
-            refuse_non_finite(result, f"structure {place}: ")
-        return results
+    def check(
+        self,
+        path: Path,
+        numbers: NDArray[np.int64],
+        positions: Array,
+        cell: Array | None,
+        pbc: tuple[bool, bool, bool],
+    ) -> None:
+        """Compare a way to evaluate a structure with the plain one, and keep what is measured.
 
-    def _graph(self, structure: Structure) -> tuple[Graph, bool, float]:
-        """Return a structure's graph, whether it has a stress, and its shortest distance in Å."""
-        pbc = tuple(bool(p) for p in structure.pbc)
-        cell = None if structure.cell is None else np.array(structure.cell, dtype=np.float64)
-        graph = build_graph(
-            torch.as_tensor(np.asarray(structure.numbers), dtype=torch.int64),
-            torch.tensor(np.asarray(structure.positions), dtype=torch.float64),
-            self.cutoff,
-            None if cell is None else torch.tensor(cell),
-            pbc,
+        Args:
+            path: about to be used.
+            numbers: atomic numbers ``[N]``.
+            positions: ``[N, 3]`` Å.
+            cell: ``[3, 3]`` Å, or None where nothing repeats.
+            pbc: which directions repeat.
+
+        Raises:
+            AgreementError, NonFiniteError: as :func:`~ffpretrain.md.agreement.check_agreement`.
+        """
+        self.agreement[path.name] = check_agreement(
+            path, self.model, numbers, positions, cell, pbc, self.dtype, self.device
         )
-        vector = graph.pos[graph.edge_index[0]] + graph.edge_shift - graph.pos[graph.edge_index[1]]
-        shortest = float(vector.square().sum(-1).min().sqrt()) if len(vector) else float("inf")
-        return graph, has_volume(cell, pbc), shortest
 
-    def _evaluate_graphs(self, waiting: list[tuple[Graph, bool, float]], done: int) -> list[Evaluation]:
-        graphs = [graph for graph, _, _ in waiting]
-        batch = batch_graphs(graphs).to(self.device)
-        found = self.model(batch).items()
-        out = {key: value.detach().to("cpu", torch.float64).numpy() for key, value in found}
-        results, start = [], 0
-        for place, (graph, periodic, shortest) in enumerate(waiting):
-            atoms = slice(start, start + len(graph.z))
-            result = Evaluation(
-                float(out["energy"][place]) if "energy" in out else None,
-                out["energies"][atoms].copy() if "energies" in out else None,
-                out["forces"][atoms].copy() if "forces" in out else None,
-                out["stress"][place].copy() if periodic and "stress" in out else None,
-                shortest,
-            )
-            refuse_non_finite(result, f"structure {done + place}: ")
-            results.append(result)
-            start = atoms.stop
-        return results
+    def admit(
+        self,
+        numbers: NDArray[np.int64],
+        positions: Array,
+        cell: Array | None,
+        pbc: tuple[bool, bool, bool],
+    ) -> Path:
+        """Return the way to evaluate a structure, compared with the plain one where it was not yet.
+
+        Args:
+            numbers: atomic numbers ``[N]``.
+            positions: ``[N, 3]`` Å.
+            cell: ``[3, 3]`` Å, or None where nothing repeats.
+            pbc: which directions repeat.
+
+        Raises:
+            UnsupportedInputError, AgreementError, NonFiniteError: as :meth:`evaluate`.
+        """
+        plan = self._plan(numbers, positions, pbc)
+        if not plan.checked:
+            self.check(plan.path, numbers, positions, cell, pbc)
+            plan.checked = True
+        return plan.path
 
     def _plan(self, numbers: NDArray[np.int64], positions: Array, pbc: tuple[bool, bool, bool]) -> _Plan:
         if len(numbers) == 0:

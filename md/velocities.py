@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ffpretrain import units
-from ffpretrain.datasets.sampling import fixed_atoms, rigid_motions
+from ffpretrain.datasets.modes import rigid_motions
+from ffpretrain.datasets.sampling import fixed_atoms
 from ffpretrain.errors import ConfigError
 
 if TYPE_CHECKING:

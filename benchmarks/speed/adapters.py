@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import torch
 from ase import units
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.md.verlet import VelocityVerlet
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -33,6 +32,7 @@ from shared import aspirin
 
 from ffpretrain import FFCalculator
 from ffpretrain.md.native import NativeMany, NativePath
+from ffpretrain.md.velocities import draw_momenta
 
 MODEL = "ndem-aspirin"
 TARGETS = {"ase": 0.35, "openmm Reference": 0.15, "openmm CPU": 0.15, "External": 0.1}
@@ -68,7 +68,7 @@ class Clock:
 def ase_steps() -> Steps:
     atoms = aspirin()
     atoms.calc = FFCalculator(MODEL)
-    MaxwellBoltzmannDistribution(atoms, temperature_K=300, rng=np.random.default_rng(0))
+    atoms.set_momenta(draw_momenta(atoms, 300.0, np.random.default_rng(0)))
     return VelocityVerlet(atoms, 0.5 * units.fs).run
 
 

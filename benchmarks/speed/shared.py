@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from ase import Atoms, units
 from ase.calculators.calculator import Calculator
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.md.verlet import VelocityVerlet
 
 from ffpretrain.artifacts import read_card
+from ffpretrain.md.velocities import draw_momenta
 
 #: steps a block and blocks of :func:`measure`
 BLOCK, BLOCKS = 30, 12
@@ -95,7 +95,7 @@ def dynamics(make: Callable[[], Calculator]) -> VelocityVerlet:
     atoms = aspirin()
     atoms.calc = make()
     # random weights make a random landscape: a tiny step keeps the molecule together while positions change
-    MaxwellBoltzmannDistribution(atoms, temperature_K=10, rng=np.random.default_rng(0))
+    atoms.set_momenta(draw_momenta(atoms, 10.0, np.random.default_rng(0)))
     run = VelocityVerlet(atoms, 0.05 * units.fs)
     run.run(10)
     return run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -50,6 +51,7 @@ def landscape(
     labels: Annotated[Path | None, typer.Option(help="labelled frames drawn on top")] = None,
     unit: Annotated[str, typer.Option(help="of energies: kcal/mol or eV")] = "kcal/mol",
     dtype: Annotated[str, typer.Option(help="float32 or float64")] = "float32",
+    no_forces: Annotated[bool, typer.Option("--no-forces", help="energies alone: quicker")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
 ) -> None:
     """Draw the energy of MODELS on a plane or along coordinates, side by side.
@@ -57,12 +59,12 @@ def landscape(
     Without --scan, --along or --directions-from the plane is random. Stopped, it goes on when run again.
     """
     from ffpretrain.errors import ConfigError
-    from ffpretrain.md.landscapes.api import summary
+    from ffpretrain.md.landscapes.files import summary
 
     if free_energy is not None:
         if models:
             raise ConfigError("--free-energy is read off the trajectory; leave the models out")
-        found = [_free_energy(free_energy, scan or [], temperature, points, out, unit)]
+        found = [_free_energy(free_energy, scan or [], temperature, points, out, unit, quiet=as_json)]
     elif not models:
         raise ConfigError("name a model, a model file or an engine")
     else:
@@ -84,15 +86,15 @@ def landscape(
             **_reference(reference),
             labels=None if labels is None else _data(str(labels), None, None),
             dtype=dtype,
+            forces=not no_forces,
             out=out,
             unit=unit,
             progress=not as_json,
         )
-    result = summary(found)
     if as_json:
-        typer.echo(json.dumps(result, indent=2))
+        typer.echo(json.dumps(summary(found, unit), indent=2))
     else:
-        _print(result, out)
+        _print(found, out, unit)
 
 
 def _model(name: str) -> Any:
@@ -127,35 +129,36 @@ def _data(name: str | None, molecule: str | None, option: list[str] | None) -> A
 
 
 def _free_energy(
-    trajectory: Path, variables: list[str], temperature: float, bins: int, out: Path, unit: str
+    trajectory: Path,
+    variables: list[str],
+    temperature: float,
+    bins: int,
+    out: Path,
+    unit: str,
+    quiet: bool,
 ) -> Landscape:
+    from ffpretrain.cli.progress import counting
     from ffpretrain.errors import ConfigError
-    from ffpretrain.md.landscapes.api import output_folder, write
-    from ffpretrain.md.landscapes.bands import free_energy_landscape
+    from ffpretrain.md.landscapes.files import output_folder, write
     from ffpretrain.md.landscapes.grids import read_structures
-    from ffpretrain.md.landscapes.page import UNITS
+    from ffpretrain.md.landscapes.histograms import free_energy_landscape
+    from ffpretrain.md.landscapes.surface import UNITS
 
     if unit not in UNITS:
         raise ConfigError(f"--unit {unit}: give one of {', '.join(UNITS)}")
-    found = free_energy_landscape(read_structures(trajectory), variables, temperature, bins)
+    frames = read_structures(trajectory, functools.partial(counting, quiet=quiet))
+    found = free_energy_landscape(frames, variables, temperature, bins)
     write([found], output_folder(out), unit)
     return found
 
 
-def _print(result: dict[str, Any], out: Path) -> None:
-    for one in result["models"]:
-        numbers = ", ".join(f"{name} {value:.4g}" for name, value in one["roughness"].items())
-        typer.echo(f"{one['label']}: range {one['range']:.4f} eV{', ' if numbers else ''}{numbers}")
-        if fit := one["fitted_head"]:
-            typer.echo(
-                f"  energy head: MAE {fit['energy_mae']:.4f} eV on {fit['frames_held_out']} frames held out, "
-                f"{fit['energy_mae_fitted']:.4f} on {fit['frames_fitted']} fitted to; without it "
-                f"{fit['energy_spread']:.4f}"
-            )
-        for name, value in one["rms_difference_to"].items():
-            typer.echo(f"  RMS difference to {name}: {value:.4f} eV")
-    if noise := result.get("noise"):
-        low, high = min(noise["sigma"]), max(noise["sigma"])
-        typer.echo(f"noise of an atom: {low:.4f} to {high:.4f} Å; see {out / 'noise.png'}")
-    typer.echo(f"{result['note']}")
+def _print(found: list[Landscape], out: Path, unit: str) -> None:
+    from ffpretrain.md.landscapes.words import describe
+
+    for line in describe(found, unit):
+        typer.echo(line)
+    geometries = found[0].geometries
+    if (noise := geometries.noise) is not None:
+        typer.echo(f"noise of an atom: {noise.min():.4f} to {noise.max():.4f} Å; see {out / 'noise.png'}")
+    typer.echo(geometries.note)
     typer.echo(f"written to {out}; open {out / 'landscape.html'} in a browser")

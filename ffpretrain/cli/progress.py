@@ -7,12 +7,12 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def counting(title: str, total: int, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+def counting(title: str, total: int | None, quiet: bool = False) -> Iterator[Callable[[int], None]]:
     """Show a progress bar on standard error; the body calls what it is given with the number done.
 
     Args:
         title: what is being done.
-        total: how many there are.
+        total: how many there are; None where only the end tells, as in a relaxation.
         quiet: show nothing.
     """
     from rich.console import Console

@@ -15,12 +15,12 @@ from ffpretrain.errors import DataError
 from ffpretrain.evaluation import Predictions, predict
 from ffpretrain.potential import Model
 from ffpretrain.report.figures import parity_script
+from ffpretrain.report.landscapes import add_landscape
 from ffpretrain.report.page import Page
 from ffpretrain.report.sections import (
     card_section,
     dynamics_section,
     errors_section,
-    pictures_section,
     training_section,
     validation_section,
 )
@@ -119,9 +119,9 @@ def _add_folders(page: Page, folders: Sequence[str | os.PathLike[str]], frames: 
         if (path / "validation.json").is_file():
             page.add("Validation", *validation_section(path / "validation.json"))
     for path in inner:
-        is_landscape = "landscape" in path.name or (path / "landscape.json").is_file()
-        if is_landscape and list(path.glob("*.png")):
-            page.add(path.name, *pictures_section(path))
+        pictures = "landscape" in path.name and list(path.glob("*.png"))
+        if pictures or (path / "landscape.json").is_file():
+            add_landscape(page, path)
 
 
 def _write(page: Page, out: Path) -> Path:

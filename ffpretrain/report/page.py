@@ -28,7 +28,8 @@ border-radius:.4rem;background:#fff;cursor:pointer}button[aria-pressed=true]{bac
 .plot{position:relative}.plot output{display:block;min-height:1.5em;color:var(--soft);font-size:.9rem}
 canvas{width:100%;max-width:34rem;height:auto;touch-action:none}
 .good{color:#00663f}.bad{color:#a33b00;font-weight:600}
-@media print{nav,button,.plot output{display:none}body{max-width:none;padding:0}h2{break-after:avoid}}
+@media print{nav,button,.hint,.plot output{display:none}.plot[data-landscape] output{display:block}
+.plot[data-landscape] canvas{width:49%}body{max-width:none;padding:0}h2{break-after:avoid}}
 """
 
 
@@ -87,12 +88,13 @@ def pairs(values: Mapping[str, Any]) -> str:
     return f"<table><tbody>{rows}</tbody></table>"
 
 
-def drawing(figure: Figure, caption: str) -> str:
+def drawing(figure: Figure, caption: str, place: str = "") -> str:
     """Return a figure as SVG inside the page.
 
     Args:
         figure: by matplotlib.
         caption: one line; also what a screen reader says.
+        place: tells figures of one caption in a page apart.
     """
     import matplotlib as mpl
 
@@ -104,7 +106,7 @@ def drawing(figure: Figure, caption: str) -> str:
     svg = svg[svg.index("<svg") :]
     label = escape(caption, quote=True)
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
-    return f"<figure>{_own_ids(svg, caption)}<figcaption>{escape(caption)}</figcaption></figure>"
+    return f"<figure>{_own_ids(svg, caption + place)}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def _own_ids(svg: str, salt: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,12 +154,17 @@ def validation_section(path: Path) -> list[str]:
     return [table(["check", "verdict", "result"], rows)] if rows else []
 
 
-def pictures_section(folder: Path) -> list[str]:
-    """Return the PNG pictures of a folder, such as that of a landscape, inside the page."""
+def pictures_section(folder: Path, without: Collection[str] = ()) -> list[str]:
+    """Return the PNG pictures of a folder, such as that of a landscape, inside the page.
+
+    Args:
+        folder: of the pictures.
+        without: names, without their endings, of those left out.
+    """
     import base64
 
     parts = []
-    for path in sorted(folder.glob("*.png")):
+    for path in sorted(path for path in folder.glob("*.png") if path.stem not in without):
         content = base64.b64encode(path.read_bytes()).decode()
         label = escape(path.stem.replace("-", " ").replace("_", " "), quote=True)
         image = f'<img alt="{label}" src="data:image/png;base64,{content}" style="max-width:100%">'

@@ -190,7 +190,8 @@ def _explain(error: Any) -> str:
     path = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         owner = _model_at(error["loc"][:-1])
-        return f"unknown key {path!r}{nearest(str(error['loc'][-1]), owner.model_fields)}"
+        *under, name = path.split(".")
+        return f"unknown key {path!r}{nearest(name, owner.model_fields, '.'.join(under))}"
     if error["type"] == "missing":
         hint = "; give --data FILE" if path == "data.source" else ""
         return f"key {path!r} is missing{hint}"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
-import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -13,27 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ffpretrain.errors import ConfigError, DataError, UnsupportedInputError
+from ffpretrain.errors import ConfigError, UnsupportedInputError
 from ffpretrain.md.landscapes.evaluate import Evaluator, evaluate, evaluator
-from ffpretrain.md.landscapes.figures import draw
+from ffpretrain.md.landscapes.files import output_folder, write
 from ffpretrain.md.landscapes.grids import Wish, make_grid
-from ffpretrain.md.landscapes.labels import label_frames
+from ffpretrain.md.landscapes.labels import Labels, label_frames
 from ffpretrain.md.landscapes.learned import energy_response
-from ffpretrain.md.landscapes.noise_figure import draw_noise
-from ffpretrain.md.landscapes.page import UNITS, landscape_page
 from ffpretrain.md.landscapes.roughness import roughness
 from ffpretrain.md.landscapes.scans import Coordinate
-from ffpretrain.md.landscapes.surface import Array, Geometries, Landscape, write_bytes
+from ffpretrain.md.landscapes.surface import UNITS, Array, Geometries, Landscape
 
 if TYPE_CHECKING:
     from ase import Atoms
     from ase.calculators.calculator import Calculator
-    from matplotlib.figure import Figure
 
     from ffpretrain.datasets.frames import Dataset
     from ffpretrain.potential import Potential
-
-FORMATS = ("png", "svg", "pdf")
 
 
 def landscape(
@@ -54,6 +47,7 @@ def landscape(
     reference_label: str | None = None,
     labels: Dataset | None = None,
     dtype: str = "float32",
+    forces: bool = True,
     out: str | Path | None = None,
     unit: str = "kcal/mol",
     path: Array | None = None,
@@ -82,6 +76,8 @@ def landscape(
         reference_label: names it; None takes the calculator's own name.
         labels: labelled frames of the molecule, drawn where they lie and compared with.
         dtype: of the networks.
+        forces: False computes energies alone, the same ones, in about half of the time; roughness then has no
+            ``force_consistency``. Forces of references are never computed.
         out: folder for ``landscape.png|svg|pdf|html|npz|json``, and ``noise.png|svg``; None writes nothing. A
             stopped evaluation goes on in the same folder.
         unit: of energies in figures and page: ``eV`` or ``kcal/mol``.
@@ -116,11 +112,12 @@ def landscape(
         path = own_path if path is None else path
     others = [] if reference is None else [evaluator(reference, dtype)]
     others = [one._replace(label=reference_label or one.label) for one in others]
-    found = [_run(geometries, one, folder, i, progress) for i, one in enumerate([*models, *others])]
-    compared = {one.label: one.energies for one in found[len(models) :]}
+    run = functools.partial(_run, geometries, folder=folder, progress=progress)
+    found = [run(one, i, forces=forces) for i, one in enumerate(models)]
+    compared = {one.label: run(one, len(models) + i, forces=False).energies for i, one in enumerate(others)}
     result = []
-    for i, (one, by) in enumerate(zip(found, models, strict=False)):
-        own = None if labels is None else label_frames(labels, geometries, by)
+    for i, (one, by) in enumerate(zip(found, models, strict=True)):
+        own = None if labels is None else _labels(labels, geometries, by, progress)
         rough = roughness(one)
         fit = fits[i] if fits else {}
         cost = _response(geometries, by)
@@ -130,78 +127,17 @@ def landscape(
     return result
 
 
+def _labels(frames: Dataset, geometries: Geometries, model: Evaluator, progress: bool) -> Labels:
+    with _bar(f"{model.label}: labelled frames", len(frames), progress) as advance:
+        return label_frames(frames, geometries, model, advance)
+
+
 def _response(geometries: Geometries, model: Evaluator) -> Array | None:
     """Return what displacing each atom alone costs by the model, where the noise of each atom is known."""
     if geometries.noise is None:
         return None
-    return energy_response(model.compute, geometries.atoms, float(geometries.noise.mean()))
-
-
-def write(
-    landscapes: Sequence[Landscape],
-    folder: Path,
-    unit: str = "kcal/mol",
-    path: Array | None = None,
-) -> None:
-    """Write figures, page and numbers of landscapes on one grid.
-
-    Args:
-        landscapes: one for each model.
-        folder: is there.
-        unit: of energies, ``eV`` or ``kcal/mol``.
-        path: points ``[T, 2]`` in the plane, drawn on the map.
-
-    Raises:
-        DataError: the folder cannot be written.
-    """
-    _save_figure(draw(landscapes, unit, path), folder, "landscape", FORMATS)
-    geometries = landscapes[0].geometries
-    if geometries.noise is not None:
-        _save_figure(draw_noise(geometries.atoms, geometries.noise), folder, "noise", ("png", "svg"))
-    page = landscape_page(landscapes, unit, path)
-    write_bytes(folder / "landscape.html", page.encode())
-    for i, one in enumerate(landscapes):
-        one.write_npz(folder / ("landscape.npz" if len(landscapes) == 1 else f"landscape-{i}.npz"))
-    write_bytes(folder / "landscape.json", (json.dumps(summary(landscapes), indent=1) + "\n").encode())
-
-
-def _save_figure(figure: Figure, folder: Path, name: str, formats: Sequence[str]) -> None:
-    for format in formats:
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=format)
-        write_bytes(folder / f"{name}.{format}", buffer.getvalue())
-
-
-def summary(landscapes: Sequence[Landscape]) -> dict[str, Any]:
-    """Return the numbers of landscapes as JSON types, with units."""
-    first = landscapes[0]
-    noise = first.geometries.noise
-    extra: dict[str, Any] = {}
-    if noise is not None:
-        extra["noise"] = {"elements": list(first.geometries.atoms.symbols), "sigma": noise.tolist()}
-    return {
-        **extra,
-        "schema": "ffpretrain-landscape",
-        "version": 1,
-        "units": {"energy": "eV", "length": "Å", "angle": "°"},
-        "kind": first.geometries.kind,
-        "note": first.geometries.note,
-        "axes": [
-            {"name": a.name, "unit": a.unit, "from": a.values[0], "to": a.values[-1], "points": len(a.values)}
-            for a in first.axes
-        ],
-        "models": [
-            {
-                "label": one.label,
-                "range": float(np.nanmax(one.relative())),
-                "roughness": one.roughness,
-                "rms_difference_to": one.errors(),
-                "fitted_head": one.fit,
-                "energy_response": None if one.response is None else one.response.tolist(),
-            }
-            for one in landscapes
-        ],
-    }
+    energies = functools.partial(model.compute, forces=False)
+    return energy_response(energies, geometries.atoms, float(geometries.noise.mean()))
 
 
 def structure_of(model: Any, atoms: Atoms | None) -> Atoms:
@@ -260,26 +196,15 @@ def _calculator(model: Any) -> Calculator:
     return FFCalculator(model, dtype="float64") if is_model else model
 
 
-def _run(geometries: Geometries, one: Evaluator, folder: Path | None, i: int, progress: bool) -> Landscape:
+def _run(
+    geometries: Geometries, one: Evaluator, i: int, folder: Path | None, progress: bool, forces: bool
+) -> Landscape:
     state = None if folder is None else folder / f".landscape-{i}.part.npz"
     with _bar(one.label, int(np.prod(geometries.shape)), progress) as advance:
-        return evaluate(geometries, one, state, advance)
+        return evaluate(geometries, one, state, advance, forces)
 
 
-def _bar(title: str, total: int, progress: bool) -> AbstractContextManager[Callable[[int], object]]:
+def _bar(title: str, total: int | None, progress: bool) -> AbstractContextManager[Callable[[int], object]]:
     from ffpretrain.cli.progress import counting
 
     return counting(title, total, quiet=not progress)
-
-
-def output_folder(out: Path) -> Path:
-    """Make the folder of the output.
-
-    Raises:
-        DataError: it cannot be made.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{out}: cannot be made ({error.strerror}); give another --out") from None
-    return out

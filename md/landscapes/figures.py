@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ffpretrain.md.landscapes.page import UNITS
-from ffpretrain.md.landscapes.surface import Array, Axis, Landscape
+from ffpretrain.md.landscapes.surface import UNITS, Array, Axis, Landscape
 from ffpretrain.plots import COLOURS, new_figure
 
 if TYPE_CHECKING:
@@ -26,7 +25,8 @@ def draw(landscapes: Sequence[Landscape], unit: str = "kcal/mol", path: Array | 
     """Return a figure of one or more landscapes on the same grid, with one scale for all.
 
     With two coordinates every model is a map, side by side, and the references are maps beside them; with one
-    all are curves in one plot. Labelled frames are points.
+    all are curves in one plot. Labelled frames are points. Standard errors are bars on a curve, and a map of
+    their own beside maps.
 
     Args:
         landscapes: one for each model.
@@ -39,8 +39,9 @@ def draw(landscapes: Sequence[Landscape], unit: str = "kcal/mol", path: Array | 
     maps: list[tuple[str, Array, Landscape | None]]
     maps = [(one.label, one.relative(), one) for one in landscapes]
     maps += [(name, values - np.nanmin(values), None) for name, values in references.items()]
-    across = min(len(maps), _ACROSS)
-    rows = -(-len(maps) // across)
+    uncertain = [one for one in landscapes if one.uncertainty is not None]
+    across = min(len(maps) + len(uncertain), _ACROSS)
+    rows = -(-(len(maps) + len(uncertain)) // across)
     figure = new_figure(4.6 * across + 0.8, 4.2 * rows)
     grid = figure.subplots(rows, across, squeeze=False, sharey=True)
     every = list(grid.ravel())
@@ -53,10 +54,21 @@ def draw(landscapes: Sequence[Landscape], unit: str = "kcal/mol", path: Array | 
             axis.plot(path[:, 0], path[:, 1], color="black", lw=0.6)
         if landscape is not None and landscape.labels is not None:
             _points(axis, landscape, unit, top)
-    for axis in every[len(maps) :]:
+    figure.colorbar(mesh, ax=every[: len(maps)], label=f"{landscapes[0].quantity} ({unit})")
+    for axis, one in zip(every[len(maps) :], uncertain, strict=False):
+        _uncertainty(figure, axis, one, unit)
+    for axis in every[len(maps) + len(uncertain) :]:
         axis.set_axis_off()
-    figure.colorbar(mesh, ax=every, label=f"energy ({unit})")
     return figure
+
+
+def _uncertainty(figure: Figure, axis: Axes, landscape: Landscape, unit: str) -> None:
+    """Draw the standard error of each point, with a scale of its own."""
+    x, y = landscape.axes
+    values = np.asarray(landscape.uncertainty) / UNITS[unit]
+    mesh = axis.pcolormesh(x.values, y.values, values.T, cmap="cividis", vmin=0, shading="nearest")
+    axis.set(title="standard error", xlabel=f"{x.name} ({x.unit})", ylabel=f"{y.name} ({y.unit})")
+    figure.colorbar(mesh, ax=axis, label=f"standard error of the {landscape.quantity} ({unit})")
 
 
 def _map(axis: Axes, axes: tuple[Axis, ...], energies: Array, top: float) -> QuadMesh:
@@ -100,7 +112,13 @@ def _curves(landscapes: Sequence[Landscape], unit: str) -> Figure:
     colours, styles = cycle(COLOURS), cycle(_STYLES)
     for landscape in landscapes:
         colour = next(colours)
-        axis.plot(x.values, landscape.relative() / UNITS[unit], "-", color=colour, label=landscape.label)
+        heights = landscape.relative() / UNITS[unit]
+        axis.plot(x.values, heights, "-", color=colour, label=landscape.label)
+        if landscape.uncertainty is not None:
+            bars = landscape.uncertainty / UNITS[unit]
+            axis.errorbar(
+                x.values, heights, bars, fmt="none", ecolor=colour, capsize=2, label="one standard error"
+            )
         if landscape.labels is not None:
             name = landscape.labels.name if len(landscapes) == 1 else f"labels, as {landscape.label} has them"
             heights = label_heights(landscape) / UNITS[unit]
@@ -108,6 +126,8 @@ def _curves(landscapes: Sequence[Landscape], unit: str) -> Figure:
     for name, values in landscapes[0].references.items():
         heights = (values - np.nanmin(values)) / UNITS[unit]
         axis.plot(x.values, heights, next(styles), color="0.2", label=name)
-    axis.set(xlabel=f"{x.name} ({x.unit})", ylabel=f"energy ({unit})", ylim=(0, None))
+    axis.set(xlabel=f"{x.name} ({x.unit})", ylabel=f"{landscapes[0].quantity} ({unit})")
+    if landscapes[0].uncertainty is None:
+        axis.set_ylim(0, None)
     axis.legend(frameon=False)
     return figure

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ffpretrain.errors import ConfigError, DataError, UnsupportedInputError
-from ffpretrain.md.landscapes.bands import minimum_energy_path
+from ffpretrain.errors import ConfigError, DataError
 from ffpretrain.md.landscapes.learned import learned_plane
-from ffpretrain.md.landscapes.planes import (
-    modes_plane,
-    plane_through,
-    principal_plane,
-    random_plane,
-    superimposed,
+from ffpretrain.md.landscapes.minima import (
+    Bar,
+    band_between_minima,
+    band_options,
+    modes_at_minimum,
+    no_bar,
 )
+from ffpretrain.md.landscapes.planes import plane_through, principal_plane, random_plane
 from ffpretrain.md.landscapes.scans import Coordinate, parse_coordinate, relaxed_scan, rigid_scan
 from ffpretrain.md.landscapes.surface import Array, Geometries
 
@@ -27,18 +26,10 @@ if TYPE_CHECKING:
     from ase import Atoms
     from ase.calculators.calculator import Calculator
 
-Bar = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
-
 _ALONG = (
-    "give 'modes K [K]', 'conformations FILE' (three in it), 'trajectory FILE' or 'band FILE' (another "
-    "minimum)"
+    "give 'modes K [K]', 'conformations FILE' (three in it), 'trajectory FILE' or 'band FILE [images=N] "
+    "[fmax=F]' (another minimum)"
 )
-#: Å RMS below which two relaxed structures are one minimum
-_SAME = 0.05
-#: images of a band, its ends included
-_IMAGES = 11
-#: eV/Å, and steps, of relaxations before modes and bands
-_FMAX, _STEPS = 0.005, 1000
 
 
 class Grid(NamedTuple):
@@ -86,7 +77,7 @@ def make_grid(
         atoms: the structure.
         calculator: makes the calculator for what must be relaxed.
         bar: shows progress.
-        state: file for a relaxed scan to go on from.
+        state: file for a relaxed scan or a band to go on from.
         identity: of the calculator.
 
     Raises:
@@ -101,7 +92,7 @@ def make_grid(
     if wish.relaxed and not wish.scan:
         raise ConfigError("relaxed=True needs coordinates to hold; give scan")
     if wish.along is not None:
-        return along(wish.along, atoms, calculator, wish.points, wish.extent)
+        return along(wish.along, atoms, calculator, wish.points, wish.extent, bar, state, identity)
     if wish.directions_from is not None:
         return Grid(learned_plane(atoms, wish.directions_from, wish.points, wish.extent, wish.seed))
     coordinates = [parse_coordinate(one) if isinstance(one, str) else one for one in wish.scan]
@@ -119,20 +110,30 @@ def make_grid(
 
 
 def along(
-    words: str, atoms: Atoms, calculator: Callable[[], Calculator], points: int = 41, extent: float = 0.15
+    words: str,
+    atoms: Atoms,
+    calculator: Callable[[], Calculator],
+    points: int = 41,
+    extent: float = 0.15,
+    bar: Bar = no_bar,
+    state: Path | None = None,
+    identity: str = "",
 ) -> Grid:
     """Return a grid along what words name.
 
     Args:
         words: ``modes 0 1``, one or two numbers from the softest mode on, at the minimum nearest to
             ``atoms``; ``conformations FILE``, the plane through the three structures in it; ``trajectory
-            FILE``, the plane of its two principal components, with the trajectory drawn on it; ``band FILE``,
-            a path of 11 images from the minimum nearest to ``atoms`` to that nearest to the file's last
-            structure.
+            FILE``, the plane of its two principal components, with the trajectory drawn on it; ``band FILE
+            [images=11] [fmax=0.05]``, a path from the minimum nearest to ``atoms`` to that nearest to the
+            file's last structure, relaxed until no force across it is larger than ``fmax`` eV/Å.
         atoms: the structure.
         calculator: makes what relaxes.
         points: along each axis of a plane, or a line.
         extent: Å RMS, along modes.
+        bar: shows progress.
+        state: file that a stopped band goes on from.
+        identity: of the calculator, see :func:`~ffpretrain.md.landscapes.minimum_energy_path`.
 
     Raises:
         ConfigError: other words.
@@ -141,18 +142,26 @@ def along(
     kind, _, rest = words.strip().partition(" ")
     rest = rest.strip()
     if kind == "modes" and rest and all(word.isdigit() for word in rest.split()):
-        return Grid(_modes(atoms, calculator(), [int(word) for word in rest.split()], points, extent))
+        return Grid(
+            modes_at_minimum(atoms, calculator(), [int(k) for k in rest.split()], points, extent, bar)
+        )
     if kind == "conformations" and rest:
-        return Grid(plane_through(read_structures(rest), points))
+        return Grid(plane_through(read_structures(rest, bar), points))
     if kind == "trajectory" and rest:
-        return Grid(*principal_plane(read_structures(rest), points))
+        return Grid(*principal_plane(read_structures(rest, bar), points))
     if kind == "band" and rest:
-        return Grid(_band(atoms, read_structures(rest)[-1], calculator()))
+        file, options = band_options(rest)
+        end = read_structures(file, bar)[-1]
+        return Grid(band_between_minima(atoms, end, calculator(), options, bar, state, identity))
     raise ConfigError(f"along {words!r}: {_ALONG}")
 
 
-def read_structures(path: str | Path) -> list[Atoms]:
+def read_structures(path: str | Path, bar: Bar = no_bar) -> list[Atoms]:
     """Return the structures of a file, such as a trajectory, labels or none.
+
+    Args:
+        path: of the file.
+        bar: shows progress.
 
     Raises:
         DataError: no such file, or none that can be read without running code from it.
@@ -161,57 +170,11 @@ def read_structures(path: str | Path) -> list[Atoms]:
 
     if not Path(path).is_file():
         raise DataError(f"{path}: no such file of structures; check the path")
-    structures = []
-    for frame in open_dataset(path):
-        one = frame.to_atoms()
-        one.calc = None
-        structures.append(one)
+    frames, structures = open_dataset(path), []
+    with bar(f"read {Path(path).name}", len(frames)) as advance:
+        for frame in frames:
+            one = frame.to_atoms()
+            one.calc = None
+            structures.append(one)
+            advance(len(structures))
     return structures
-
-
-def relax(atoms: Atoms, calculator: Calculator) -> Atoms:
-    """Return the minimum downhill of a structure.
-
-    Raises:
-        UnsupportedInputError: none is found.
-    """
-    from ase.optimize import BFGS
-
-    found = atoms.copy()
-    found.set_constraint()
-    found.calc = calculator
-    converged = bool(BFGS(found, logfile=None).run(fmax=_FMAX, steps=_STEPS))
-    found.calc = None
-    if not converged:
-        raise UnsupportedInputError(
-            f"no minimum found in {_STEPS} steps from the structure given; give one nearer to a minimum"
-        )
-    return found
-
-
-def _modes(atoms: Atoms, calculator: Calculator, which: list[int], points: int, extent: float) -> Geometries:
-    from ffpretrain.datasets.sampling import normal_modes, wavenumbers
-
-    rest = relax(atoms, calculator)
-    rest.calc = calculator
-    squared, modes = normal_modes(rest)
-    rest.calc = None
-    # mass-weighted modes as displacements; a line and a plane are spanned by them as they are
-    moves = modes / np.sqrt(rest.get_masses())[:, None]
-    grid = modes_plane(rest, moves, which, points, extent)
-    numbers = wavenumbers(squared)
-    said = ", ".join(f"mode {k} {numbers[k]:.0f} 1/cm" for k in which)
-    return replace(grid, note=f"normal modes at the first model's minimum: {said}")
-
-
-def _band(start: Atoms, end: Atoms, calculator: Calculator) -> Geometries:
-    if start.numbers.tolist() != end.numbers.tolist():
-        raise ConfigError("the two ends must hold the same elements in the same order")
-    ends = [relax(one, calculator) for one in (start, end)]
-    apart = float(np.sqrt(np.square(superimposed(ends[1], ends[0]) - ends[0].positions).sum(1).mean()))
-    if apart < _SAME:
-        raise UnsupportedInputError(
-            f"both ends relax to one minimum ({apart:.4f} Å RMS apart); give one that lies in another"
-        )
-    grid, _ = minimum_energy_path(ends[0], ends[1], calculator, images=_IMAGES)
-    return grid

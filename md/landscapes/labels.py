@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ffpretrain.datasets.frames import Dataset
 from ffpretrain.errors import ConfigError, DataError
-from ffpretrain.md.landscapes.bands import collective_variable
 from ffpretrain.md.landscapes.evaluate import Evaluator
+from ffpretrain.md.landscapes.histograms import collective_variable
 from ffpretrain.md.landscapes.planes import superimposed
 from ffpretrain.md.landscapes.surface import Array, Geometries
 
@@ -39,7 +40,12 @@ class Labels(NamedTuple):
         return float(np.sqrt(np.mean(np.square(off))))
 
 
-def label_frames(frames: Dataset, geometries: Geometries, model: Evaluator) -> Labels:
+def label_frames(
+    frames: Dataset,
+    geometries: Geometries,
+    model: Evaluator,
+    progress: Callable[[int], object] | None = None,
+) -> Labels:
     """Return labelled frames on a landscape's axes and the model's energies of them.
 
     On a scan a frame's place is its own bond, angle or dihedral; on a plane it is turned onto the structure
@@ -49,6 +55,7 @@ def label_frames(frames: Dataset, geometries: Geometries, model: Evaluator) -> L
         frames: of the same molecule, atoms in the same order, with energies.
         geometries: the grid.
         model: evaluates the frames.
+        progress: called with the number of frames evaluated.
 
     Raises:
         DataError: no frames, of another molecule, or without energies.
@@ -72,7 +79,7 @@ def label_frames(frames: Dataset, geometries: Geometries, model: Evaluator) -> L
         f"{name} ({level})" if level else name,
         coordinates_of(structures, geometries),
         np.array(energies),
-        np.array(model.compute(structures)[0]),
+        model.energies(structures, progress),
     )
 
 

@@ -9,8 +9,13 @@ Each line of the grid, along either axis, is a path with energies ``E_0 … E_n`
   the mean over the lines, eV (after the same source): zero on a smooth surface with a fine enough grid.
 * ``force_flips``: how often the slope along the line changes sign, per line; 1 for a single well.
 * ``force_consistency``: RMS difference between the forces along the line and minus the energy's slope by
-  central differences, eV/Å RMS; needs forces. It holds the error of the differences, of second order in the
-  step: what counts is the comparison of models on one grid.
+  central differences, eV per unit of the axis; needs forces. It holds the error of the differences, which
+  grows with the square of the grid's spacing: on a coarse grid it is large for any model.
+* ``difference_error``: how much of that the spacing alone explains: a third of the RMS change of the
+  difference when every second point is left out (Richardson), which makes an error of second order four times
+  as large and leaves one of the forces as it is; taken where both are known, two points from the ends of a
+  line, and scaled to all. Needs forces and five points in a line. A ``force_consistency`` of up to three
+  times this says nothing of the forces; what is above it they, or the rounding of the energies, must explain.
 * ``minimum_offset``: distance of the lowest point from the centre of the grid, in units of the axes.
 * ``curvature``: mean of the second differences at the lowest point, eV per unit of the axes squared.
 """
@@ -25,12 +30,15 @@ from ffpretrain.md.landscapes.surface import Array, Landscape
 
 
 def roughness(landscape: Landscape) -> dict[str, float]:
-    """Return the numbers defined above; ``force_consistency`` only where there are forces.
+    """Return the numbers defined above; those that need forces only where there are some.
 
     Args:
-        landscape: whose energies are all finite; lines with fewer than three points count for nothing.
+        landscape: whose energies are all finite; lines with fewer than three points count for nothing, and
+            where no others are there is nothing to return.
     """
-    lines = [energies for energies, _, _ in _lines(landscape)]
+    lines = list(_lines(landscape))
+    if not lines:
+        return {}
     found = {
         "tortuosity": float(np.mean([tortuosity(line) for line in lines])),
         "energy_jump": float(np.mean([energy_jump(line) for line in lines])),
@@ -40,6 +48,8 @@ def roughness(landscape: Landscape) -> dict[str, float]:
     }
     if landscape.forces is not None:
         found["force_consistency"] = force_consistency(landscape)
+    if (own := difference_error(landscape)) is not None:
+        found["difference_error"] = own
     return found
 
 
@@ -67,11 +77,60 @@ def slope_changes(energies: Array) -> int:
 
 def force_consistency(landscape: Landscape) -> float:
     """Return the RMS difference between forces along the lines and the energy's slope, eV per unit."""
-    squares = []
-    for energies, values, along in _lines(landscape):
-        slope = (energies[2:] - energies[:-2]) / (values[2:] - values[:-2])
-        squares.append(np.square(-slope - along[1:-1]))
-    return float(np.sqrt(np.mean(np.concatenate(squares))))
+    return _rms([off[1:-1] for off in _differences(landscape, 1)])
+
+
+def difference_error(landscape: Landscape) -> float | None:
+    """Return how much of :func:`force_consistency` the spacing explains, eV per unit.
+
+    None where no line has five points, or there are no forces.
+    """
+    if landscape.forces is None or not any(len(axis.values) >= 5 for axis in landscape.axes):
+        return None
+    pairs = zip(_differences(landscape, 1), _differences(landscape, 2), strict=True)
+    inner = [(fine[2:-2], coarse[2:-2]) for fine, coarse in pairs if len(fine) >= 5]
+    here = _rms([fine for fine, _ in inner])
+    if here == 0:
+        return 0.0
+    explained = _rms([(coarse - fine) / 3 for fine, coarse in inner])
+    return force_consistency(landscape) * explained / here
+
+
+def _rms(lines: list[Array]) -> float:
+    return float(np.sqrt(np.mean(np.square(np.concatenate(lines)))))
+
+
+def _differences(landscape: Landscape, step: int) -> Iterator[Array]:
+    """Yield, along each line, minus the energy's slope less the force, with neighbours ``step`` points away.
+
+    Of a line's points the first and last ``step`` are of no use. The force along a line is ``sum F . dx/dq``,
+    dx/dq by differences of the grid's own positions, so that its error is of the same kind.
+    """
+    positions, forces = landscape.geometries.positions, landscape.forces
+    for k, axis in enumerate(landscape.axes):
+        n = len(axis.values)
+        if n < 3 or forces is None:
+            continue
+        values = np.moveaxis(landscape.energies, k, -1).reshape(-1, n)
+        moved = np.moveaxis(positions, k, 0).reshape(n, len(values), -1)
+        pushed = np.moveaxis(forces, k, 0).reshape(n, len(values), -1)
+        for row, line in enumerate(values):
+            found = np.zeros(n)
+            if n > 2 * step:
+                inner = slice(step, -step)
+                slope = _slope(line[:, None], axis.values, step)[:, 0]
+                tangent = _slope(moved[:, row], axis.values, step)
+                found[inner] = -slope - (pushed[inner, row] * tangent).sum(-1)
+            yield found
+
+
+def _slope(values: Array, at: Array, step: int) -> Array:
+    """Return slopes ``[n - 2 step, m]`` of ``values [n, m]``, of second order on uneven spacing too."""
+    left, right = (at[step:-step] - at[: -2 * step])[:, None], (at[2 * step :] - at[step:-step])[:, None]
+    before, here, after = values[: -2 * step], values[step:-step], values[2 * step :]
+    return np.asarray(
+        (after - here) / right * (left / (left + right)) + (here - before) / left * (right / (left + right))
+    )
 
 
 def minimum_offset(landscape: Landscape) -> float:
@@ -97,20 +156,8 @@ def curvature(landscape: Landscape) -> float:
     return float(np.mean(found))
 
 
-def _lines(landscape: Landscape) -> Iterator[tuple[Array, Array, Array]]:
-    """Yield energies, coordinates and forces along each line of the grid.
-
-    The force along a line is ``sum F . dx/dq``, dx/dq by differences of the grid's own positions.
-    """
-    positions, forces = landscape.geometries.positions, landscape.forces
+def _lines(landscape: Landscape) -> Iterator[Array]:
+    """Yield the energies along each line of the grid that has three points or more."""
     for k, axis in enumerate(landscape.axes):
-        energies = np.moveaxis(landscape.energies, k, -1).reshape(-1, len(axis.values))
-        if len(axis.values) < 3:
-            continue
-        along = np.zeros_like(energies)
-        if forces is not None:
-            tangent = np.gradient(positions, axis.values, axis=k)
-            work = (forces * tangent).sum((-1, -2))
-            along = np.moveaxis(work, k, -1).reshape(-1, len(axis.values))
-        for row, line in enumerate(energies):
-            yield line, axis.values, along[row]
+        if len(axis.values) >= 3:
+            yield from np.moveaxis(landscape.energies, k, -1).reshape(-1, len(axis.values))

@@ -1,4 +1,4 @@
-"""What a stopped relaxed scan goes on from: the points done, in one file."""
+"""What a stopped relaxed scan, band or evaluation goes on from: what is done, in one file."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import hashlib
 import io
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ffpretrain.errors import DataError
 from ffpretrain.md.landscapes.surface import Array, write_bytes
@@ -22,12 +23,46 @@ def state_key(atoms: Atoms, options: object) -> str:
 
     Args:
         atoms: the structure.
-        options: anything whose ``repr`` says it all.
+        options: anything whose ``repr`` says it all; no arrays, whose ``repr`` leaves numbers out.
     """
     value = hashlib.sha256(repr(options).encode())
     for array in (atoms.numbers, atoms.positions):
         value.update(np.ascontiguousarray(array).tobytes())
     return value.hexdigest()
+
+
+def load_arrays(state: Path | None, key: str) -> dict[str, NDArray[Any]] | None:
+    """Return what :func:`save_arrays` wrote, or None where nothing of this key is kept.
+
+    Args:
+        state: the file, or None.
+        key: of the work; a file of other work is not used.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    if state is None or not state.is_file():
+        return None
+    try:
+        with np.load(state, allow_pickle=False) as content:
+            if str(content["key"]) != key:
+                return None
+            return {name: content[name] for name in content.files if name != "key"}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{state}: cannot be read ({error}); remove it to start anew") from None
+
+
+def save_arrays(state: Path | None, key: str, **arrays: NDArray[Any] | float) -> None:
+    """Write arrays and numbers to go on from, in one piece.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    if state is None:
+        return
+    buffer, content = io.BytesIO(), {name: np.asarray(value) for name, value in arrays.items()}
+    np.savez(buffer, key=np.array(key), **content)  # type: ignore[arg-type]
+    write_bytes(state, buffer.getvalue())
 
 
 def load_state(state: Path | None, key: str, shape: tuple[int, ...]) -> tuple[Array, int, int]:
@@ -41,24 +76,16 @@ def load_state(state: Path | None, key: str, shape: tuple[int, ...]) -> tuple[Ar
     Raises:
         DataError: the file is damaged.
     """
-    fresh = np.full(shape, np.nan), 0, 0
-    if state is None or not state.is_file():
-        return fresh
-    try:
-        with np.load(state, allow_pickle=False) as content:
-            if str(content["key"]) != key:
-                return fresh
-            return content["positions"], int(content["done"]), int(content["unfinished"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(f"{state}: cannot be read ({error}); remove it to start anew") from None
+    found = load_arrays(state, key)
+    if found is None:
+        return np.full(shape, np.nan), 0, 0
+    return found["positions"], int(found["done"]), int(found["unfinished"])
 
 
-def save_state(state: Path, key: str, positions: Array, done: int, unfinished: int) -> None:
+def save_state(state: Path | None, key: str, positions: Array, done: int, unfinished: int) -> None:
     """Write the points done so far.
 
     Raises:
         DataError: the file cannot be written.
     """
-    buffer = io.BytesIO()
-    np.savez(buffer, key=np.array(key), positions=positions, done=done, unfinished=unfinished)
-    write_bytes(state, buffer.getvalue())
+    save_arrays(state, key, positions=positions, done=done, unfinished=unfinished)

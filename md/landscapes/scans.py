@@ -143,8 +143,7 @@ def relaxed_scan(
             _set(copy, coordinate, float(coordinate.values[i]), side)
         unfinished += not _relax(copy, coordinates, calculator, fmax, steps)
         positions[place] = copy.positions
-        if state is not None:
-            save_state(state, key, positions, done + 1, unfinished)
+        save_state(state, key, positions, done + 1, unfinished)
         if progress is not None:
             progress(done + 1)
     if state is not None:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ffpretrain.errors import ConfigError, DataError
+from ffpretrain.units import KCAL_PER_MOL
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 #: bytes of positions that a grid may have; forces are as large, and figures need several copies
 LARGEST_GRID = 1 << 30
+#: energy units a user may ask for, eV in one of each
+UNITS = {"eV": 1.0, "kcal/mol": KCAL_PER_MOL}
+#: kind of the geometries on which a free energy is known, not an energy
+FREE_ENERGY = "free energy"
 
 
 def refuse_large(shape: tuple[int, ...], n_atoms: int) -> None:
@@ -113,6 +118,7 @@ class Landscape:
         labels: labelled frames on the same axes.
         fit: errors in eV of an energy head that was fitted for this landscape, by name.
         response: what displacing each atom alone costs, eV ``[N]``, where the noise of each atom is known.
+        uncertainty: one standard error of each value, eV, of the grid's shape; NaN where it is not known.
     """
 
     geometries: Geometries
@@ -124,6 +130,12 @@ class Landscape:
     labels: Labels | None = None
     fit: dict[str, float] = field(default_factory=dict)
     response: Array | None = None
+    uncertainty: Array | None = None
+
+    @property
+    def quantity(self) -> str:
+        """What the numbers are: ``energy`` or ``free energy``."""
+        return FREE_ENERGY if self.geometries.kind == FREE_ENERGY else "energy"
 
     @property
     def axes(self) -> tuple[Axis, ...]:
@@ -148,8 +160,12 @@ class Landscape:
         }
         return found if self.labels is None else {**found, self.labels.name: self.labels.rms()}
 
-    def write_npz(self, path: Path) -> None:
+    def write_npz(self, path: Path, trail: Array | None = None) -> None:
         """Write every number, in eV and Å.
+
+        Args:
+            path: the file.
+            trail: points ``[T, 2]`` in the plane that are drawn on it.
 
         Raises:
             DataError: the file cannot be written.
@@ -159,6 +175,7 @@ class Landscape:
             "energies_eV": self.energies,
             "positions_angstrom": g.positions,
             "numbers": g.atoms.numbers,
+            "base_angstrom": g.atoms.positions,
             "cell_angstrom": g.atoms.cell.array,
             "pbc": np.asarray(g.atoms.pbc),
             "label": np.array(self.label),
@@ -169,12 +186,17 @@ class Landscape:
             arrays |= {f"axis{i}": axis.values, f"axis{i}_name": np.array(f"{axis.name} ({axis.unit})")}
         if g.noise is not None:
             arrays["noise_angstrom"] = g.noise
+        if self.uncertainty is not None:
+            arrays["standard_errors_eV"] = self.uncertainty
         if self.forces is not None:
             arrays["forces_eV_per_angstrom"] = self.forces
         arrays |= {f"reference_{name}_eV": values for name, values in self.references.items()}
         if self.labels is not None:
             arrays |= {"label_points": self.labels.points, "label_energies_eV": self.labels.reference}
             arrays["label_predicted_eV"] = self.labels.predicted
+            arrays["label_name"] = np.array(self.labels.name)
+        if trail is not None:
+            arrays["path"] = np.asarray(trail)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
         write_bytes(path, buffer.getvalue())

@@ -2,7 +2,9 @@
 for (const root of document.querySelectorAll("[data-landscape]")) {
   const data = JSON.parse(root.querySelector("script[type='application/json']").textContent);
   const [chart, mol] = root.querySelectorAll("canvas"), out = root.querySelector("output");
-  const W = 560, H = 460, M = 320, ratio = window.devicePixelRatio || 1;
+  const W = 560, H = 460, M = 320;
+  // at least two, so that a canvas prints sharply: what is printed are its pixels
+  const ratio = Math.max(2, window.devicePixelRatio || 1);
   const flat = data.axes.length === 1;
   for (const [canvas, w, h] of [[chart, W, H], [mol, M, M]]) {
     canvas.width = w * ratio; canvas.height = h * ratio; canvas.getContext("2d").scale(ratio, ratio);
@@ -64,7 +66,7 @@ for (const root of document.querySelectorAll("[data-landscape]")) {
         Math.min(H * 0.62 + b * s * Math.cos(tilt) + 0.165 * s * Math.sin(tilt) + 14, H - 6));
     });
     pen.textAlign = "left";
-    pen.fillText(`0 to ${top.toPrecision(3)} ${data.unit}, dark to light`, 8, 16);
+    pen.fillText(`${data.quantity} 0 to ${top.toPrecision(3)} ${data.unit}, dark to light`, 8, 16);
   }
   function trail() {
     const place = (axis, value) => {
@@ -92,7 +94,7 @@ for (const root of document.querySelectorAll("[data-landscape]")) {
     }
     pen.fillText(`${axis.name} (${axis.unit})`, W / 2, H - 14);
     pen.save(); pen.translate(14, H / 2); pen.rotate(-Math.PI / 2);
-    pen.fillText(`energy (${data.unit})`, 0, 0); pen.restore();
+    pen.fillText(`${data.quantity} (${data.unit})`, 0, 0); pen.restore();
     pen.save(); pen.beginPath(); pen.rect(pad, pad, W - 2 * pad, H - 2 * pad); pen.clip();
     const line = (values, style, dash) => {
       let open = false;
@@ -105,11 +107,23 @@ for (const root of document.querySelectorAll("[data-landscape]")) {
       pen.stroke(); pen.lineWidth = 1; pen.setLineDash([]);
     };
     line(data.energies, colour(0.3), []);
+    if (data.errors) bars(px, py);
     const styles = [[7, 4], [2, 3], [8, 3, 2, 3]];
     data.curves.forEach((c, k) => line(c.values, "#333", styles[k % styles.length]));
     pen.restore();
     pen.textAlign = "right";
     data.curves.forEach((c, k) => pen.fillText(`dashed: ${c.name}`, W - pad - 8, pad + 18 + 16 * k));
+  }
+  function bars(px, py) {
+    pen.strokeStyle = colour(0.3); pen.beginPath();
+    data.axes[0].values.forEach((value, i) => {
+      if (!known[i] || data.errors[i] === null) return;
+      const x = px(value), high = py(data.energies[i] + data.errors[i]), low = py(data.energies[i] - data.errors[i]);
+      for (const [a, b, c, d] of [[x, low, x, high], [x - 3, low, x + 3, low], [x - 3, high, x + 3, high]]) {
+        pen.moveTo(a, b); pen.lineTo(c, d);
+      }
+    });
+    pen.stroke();
   }
   function draw() {
     pen.clearRect(0, 0, W, H);
@@ -118,7 +132,9 @@ for (const root of document.querySelectorAll("[data-landscape]")) {
     pen.beginPath(); pen.arc(spots[picked][0], spots[picked][1], 6, 0, 2 * Math.PI); pen.fill(); pen.stroke();
     const place = flat ? [picked] : [Math.floor(picked / ny), picked % ny];
     const where = data.axes.map((a, k) => `${a.name} ${a.values[place[k]].toFixed(3)} ${a.unit}`).join(", ");
-    const height = known[picked] ? `${data.energies[picked].toFixed(4)} ${data.unit}` : "not sampled";
+    const error = !data.errors ? "" : data.errors[picked] === null ? " (error not known)" :
+      ` ± ${data.errors[picked].toFixed(4)}`;
+    const height = known[picked] ? `${data.energies[picked].toFixed(4)}${error} ${data.unit}` : "not sampled";
     const others = data.curves.map(c => `, ${c.name} ${c.values[picked].toFixed(4)} ${data.unit}`).join("");
     const said = named === null ? "" : `; atom ${named}: ${data.symbols[named]}` +
       (data.noise ? `, noise ${data.noise[named].toFixed(4)} Å` : "");

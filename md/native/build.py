@@ -32,6 +32,8 @@ def _declare(library: ctypes.CDLL) -> None:
     library.ff_destroy.argtypes, library.ff_destroy.restype = [pointer], None
     library.ff_evaluate.argtypes = [pointer, integer, integer, *[pointer] * 8]
     library.ff_evaluate.restype = number
+    library.ff_energies.argtypes = [pointer, integer, integer, *[pointer] * 6]
+    library.ff_energies.restype = number
 
 
 _LIBRARY = NativeLibrary(Path(__file__).resolve().parent, _declare)

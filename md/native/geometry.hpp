@@ -67,8 +67,8 @@ template <class T> struct Pairs {
     }
   }
 
-  // Exponential-normal basis: weight * exp(-beta (exp(-alpha d) - mean)^2).
-  void exponential_normal(double cutoff, const std::vector<T>& means, const std::vector<T>& betas) {
+  // Exponential-normal basis: weight * exp(-beta (exp(-alpha d) - mean)^2), and its slope where it is wanted.
+  void exponential_normal(double cutoff, const std::vector<T>& means, const std::vector<T>& betas, bool slopes) {
     const int64_t n = size(), k = static_cast<int64_t>(means.size());
     const T alpha = T(5.0 / cutoff);
     std::vector<T> near(n), arguments(n * k + width<T>);
@@ -83,14 +83,16 @@ template <class T> struct Pairs {
     for (int64_t p = 0; p < n; ++p)
       for (int64_t i = 0; i < k; ++i) {
         const int64_t at = p * k + i;
-        const T bump = basis[at], slope = T(2) * betas[i] * (near[p] - means[i]) * alpha * near[p];
+        const T bump = basis[at];
         basis[at] = weight[p] * bump;
+        if (!slopes) continue;
+        const T slope = T(2) * betas[i] * (near[p] - means[i]) * alpha * near[p];
         basis_slope[at] = weight_slope[p] * bump + weight[p] * slope * bump;
       }
   }
 
-  // Gaussian basis: exp(-((d - centre) / width)^2 / 2).
-  void gaussian(const std::vector<T>& centers, const std::vector<T>& widths) {
+  // Gaussian basis: exp(-((d - centre) / width)^2 / 2), and its slope where it is wanted.
+  void gaussian(const std::vector<T>& centers, const std::vector<T>& widths, bool slopes) {
     const int64_t n = size(), k = static_cast<int64_t>(centers.size());
     std::vector<T> arguments(n * k + width<T>);
     for (int64_t p = 0; p < n; ++p)
@@ -99,7 +101,7 @@ template <class T> struct Pairs {
         arguments[p * k + i] = T(0.5) * off * off;
       }
     bumps(arguments, k);
-    for (int64_t p = 0; p < n; ++p)
+    for (int64_t p = 0; slopes && p < n; ++p)
       for (int64_t i = 0; i < k; ++i) {
         const T off = (distance[p] - centers[i]) / widths[i];
         basis_slope[p * k + i] = -off / widths[i] * basis[p * k + i];

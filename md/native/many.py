@@ -16,6 +16,8 @@ from ffpretrain.md.paths import Array, Evaluation
 #: molecules are joined up to so many atoms: enough for the weights, which are fetched once for all of them,
 #: not to be what takes the time, and few enough for what they make to stay in a cache
 _JOINED = 96
+#: structures of an engine that are asked for again and again; more are those of a landscape, met once
+_REMEMBERED = 1024
 
 
 class NativeMany:
@@ -38,9 +40,19 @@ class NativeMany:
         self._known: tuple[tuple[int, ...], list[StructurePairs], list[_Group]] | None = None
 
     def __call__(
-        self, structures: Sequence[StructurePairs], positions: Sequence[Array], cells: Sequence[Array | None]
+        self,
+        structures: Sequence[StructurePairs],
+        positions: Sequence[Array],
+        cells: Sequence[Array | None],
+        forces: bool = True,
     ) -> list[Evaluation]:
         """Evaluate each structure at its positions ``[N, 3]`` Å in its cell ``[3, 3]`` Å.
+
+        Args:
+            structures: elements and pairs of each.
+            positions: of each.
+            cells: of each, or None.
+            forces: False gives energies alone, the same to the last bit.
 
         Raises:
             UnsupportedInputError: a cell that has no pairs, with the number of its structure.
@@ -52,7 +64,9 @@ class NativeMany:
 
         def some(place: int) -> None:
             for group in groups[place::threads]:
-                for i, found in zip(group.members, self._group(place, group, positions, cells), strict=True):
+                for i, found in zip(
+                    group.members, self._group(place, group, positions, cells, forces), strict=True
+                ):
                     results[i] = found
 
         if threads == 1:
@@ -64,6 +78,8 @@ class NativeMany:
         return results
 
     def _grouped(self, structures: Sequence[StructurePairs], cells: Sequence[Array | None]) -> list[_Group]:
+        if len(structures) > _REMEMBERED:
+            return _groups(structures, cells, len(self._networks))
         key = (*map(id, structures), *(cell is None for cell in cells))
         if self._known is None or self._known[0] != key:
             # the structures are kept with their groups, so that no other object takes over an id
@@ -71,13 +87,18 @@ class NativeMany:
         return self._known[2]
 
     def _group(
-        self, place: int, group: _Group, positions: Sequence[Array], cells: Sequence[Array | None]
+        self,
+        place: int,
+        group: _Group,
+        positions: Sequence[Array],
+        cells: Sequence[Array | None],
+        forces: bool,
     ) -> list[Evaluation]:
         network, (first, *others) = self._networks[place], group.members
         if isinstance(group.structure, JoinedMolecules):
-            return network.evaluate_joined(group.structure, [positions[i] for i in (first, *others)])
+            return network.evaluate_joined(group.structure, [positions[i] for i in (first, *others)], forces)
         try:
-            return [network.evaluate(group.structure, positions[first], cells[first])]
+            return [network.evaluate(group.structure, positions[first], cells[first], forces)]
         except UnsupportedInputError as error:
             raise UnsupportedInputError(f"structure {first}: {error}") from error
 

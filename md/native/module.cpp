@@ -40,4 +40,15 @@ double ff_evaluate(void* handle, int64_t n_atoms, int64_t n_pairs, const int64_t
     return -1.0;
   }
 }
+
+// The energies alone; returns what ff_evaluate does.
+double ff_energies(void* handle, int64_t n_atoms, int64_t n_pairs, const int64_t* z, const int64_t* a,
+                   const int64_t* b, const double* pos, const double* shift, double* energies) {
+  const Structure s{n_atoms, n_pairs, z, a, b, pos, shift};
+  try {
+    return static_cast<Network*>(handle)->energies(s, energies);
+  } catch (...) {
+    return -1.0;
+  }
+}
 }

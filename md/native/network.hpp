@@ -14,6 +14,8 @@ class Network {
   virtual ~Network() = default;
   // energies [n] and gradient [n, 3] in units of the network (per Å), virial [3, 3]; returns the shortest distance.
   virtual double evaluate(const Structure& s, double* energies, double* gradient, double* virial) = 0;
+  // The same energies, to the last bit, without what their derivative needs; returns the shortest distance.
+  virtual double energies(const Structure& s, double* energies) = 0;
 };
 
 template <class T> void take(const T*& from, std::vector<T>& to, int64_t count) {

@@ -214,17 +214,18 @@ template <class T> class PaiNN : public Network {
     if (at - weights != count) throw 1;
   }
 
+  double energies(const Structure& s, double* energies) override {
+    find(s, false);
+    forward(s, false, energies);
+    return pairs_.shortest;
+  }
+
   double evaluate(const Structure& s, double* energies, double* gradient, double* virial) override {
     const int64_t n = s.n_atoms, f = s_.hidden, k = s_.rbf;
     std::fill(gradient, gradient + 3 * n, 0.0), std::fill(virial, virial + 9, 0.0);
-    pairs_.find(s, s_.cutoff);
-    pairs_.measure(s_.cutoff);
-    pairs_.gaussian(centers_, widths_);
+    find(s, true);
     const bool keep = pairs_.size() * s_.layers * 3 * f * static_cast<int64_t>(sizeof(T)) <= kKeptBytes;
-    std::vector<T> x(n * f), vec;
-    for (int64_t i = 0; i < n; ++i) std::copy_n(&embedding_[s.z[i] * f], f, &x[i * f]);
-    for (auto& layer : layers_) layer.forward(n, pairs_, k, x.data(), vec, keep);
-    head_.apply(n, x.data(), vec.data(), energies);
+    forward(s, keep, energies);
 
     std::vector<T> gx(n * f), gvec(n * 3 * f);
     head_.pull(n, gx.data(), gvec.data());
@@ -235,6 +236,21 @@ template <class T> class PaiNN : public Network {
   }
 
  private:
+  void find(const Structure& s, bool slopes) {
+    pairs_.find(s, s_.cutoff);
+    pairs_.measure(s_.cutoff);
+    pairs_.gaussian(centers_, widths_, slopes);
+  }
+
+  // `keep`: the filters of all layers, for a backward pass to come.
+  void forward(const Structure& s, bool keep, double* energies) {
+    const int64_t n = s.n_atoms, f = s_.hidden;
+    std::vector<T> x(n * f), vec;
+    for (int64_t i = 0; i < n; ++i) std::copy_n(&embedding_[s.z[i] * f], f, &x[i * f]);
+    for (auto& layer : layers_) layer.forward(n, pairs_, s_.rbf, x.data(), vec, keep);
+    head_.apply(n, x.data(), vec.data(), energies);
+  }
+
   Sizes s_;
   std::vector<T> centers_, widths_, embedding_;
   std::vector<Interaction<T>> layers_;

@@ -155,34 +155,66 @@ class NativeNetwork:
         if self._handle:
             self._library.ff_destroy(self._handle)
 
-    def evaluate(self, structure: StructurePairs, positions: Array, cell: Array | None) -> Evaluation:
-        """Evaluate positions ``[N, 3]`` Å in a cell ``[3, 3]`` Å; not from two threads at a time.
+    def evaluate(
+        self, structure: StructurePairs, positions: Array, cell: Array | None, forces: bool = True
+    ) -> Evaluation:
+        """Evaluate a structure; not from two threads at a time.
+
+        Args:
+            structure: its elements and pairs.
+            positions: ``[N, 3]`` Å.
+            cell: ``[3, 3]`` Å.
+            forces: False runs the network forward only: the same energies to the last bit, no forces and no
+                stress.
 
         Raises:
             NonFiniteError: memory ran out.
         """
         positions = np.ascontiguousarray(positions, dtype=np.float64)
         pairs = structure.update(positions, cell)
-        energies, forces, virial, shortest = self._call(structure.z, positions, pairs)
+        if not forces:
+            energies, shortest = self._energies(structure.z, positions, pairs)
+            return Evaluation(float(energies.sum()) + self.shift, energies, None, None, shortest)
+        energies, force, virial, shortest = self._call(structure.z, positions, pairs)
         stress = None
         if cell is not None and has_volume(cell, structure.pbc):
             stress = 0.5 * (virial + virial.T) / abs(float(np.linalg.det(cell)))
-        return Evaluation(float(energies.sum()) + self.shift, energies, forces, stress, shortest)
+        return Evaluation(float(energies.sum()) + self.shift, energies, force, stress, shortest)
 
-    def evaluate_joined(self, joined: JoinedMolecules, positions: Sequence[Array]) -> list[Evaluation]:
+    def _energies(self, z: NDArray[np.int64], positions: Array, pairs: Pairs) -> tuple[Array, float]:
+        """Return atomic energies and the shortest distance."""
+        energies = np.empty(len(z))
+        shortest = self._library.ff_energies(
+            self._handle, *self._arguments(z, positions, pairs), _address(energies)
+        )
+        return self._scaled(energies, z, shortest), shortest
+
+    def evaluate_joined(
+        self, joined: JoinedMolecules, positions: Sequence[Array], forces: bool = True
+    ) -> list[Evaluation]:
         """Evaluate molecules in vacuum together; not from two threads at a time.
 
         Args:
             joined: all of them.
             positions: of each, ``[N, 3]`` Å.
+            forces: as for :meth:`evaluate`.
 
         Raises:
             NonFiniteError: memory ran out.
         """
-        every = np.concatenate(positions, dtype=np.float64)
-        energies, forces, _, _ = self._call(joined.z, every, joined.pairs)
+        every, force = np.concatenate(positions, dtype=np.float64), None
+        if forces:
+            energies, force, _, _ = self._call(joined.z, every, joined.pairs)
+        else:
+            energies, _ = self._energies(joined.z, every, joined.pairs)
         return [
-            Evaluation(float(energies[own].sum()) + self.shift, energies[own], forces[own], None, near)
+            Evaluation(
+                float(energies[own].sum()) + self.shift,
+                energies[own],
+                None if force is None else force[own],
+                None,
+                near,
+            )
             for own, near in zip(joined.slices, joined.shortest(every), strict=True)
         ]
 
@@ -190,25 +222,38 @@ class NativeNetwork:
         self, z: NDArray[np.int64], positions: Array, pairs: Pairs
     ) -> tuple[Array, Array, Array, float]:
         """Return atomic energies, forces, the derivative with respect to strain, the shortest distance."""
-        first, second, shift = pairs
         n = len(z)
         energies, gradient, virial = np.empty(n), np.empty((n, 3)), np.empty((3, 3))
         shortest = self._library.ff_evaluate(
             self._handle,
-            n,
-            len(first),
-            *(None if x is None else _address(x) for x in (z, first, second, positions, shift)),
+            *self._arguments(z, positions, pairs),
             _address(energies),
             _address(gradient),
             _address(virial),
         )
+        energies = self._scaled(energies, z, shortest)
+        gradient *= -self.scale
+        virial *= self.scale
+        return energies, gradient, virial, shortest
+
+    @staticmethod
+    def _arguments(z: NDArray[np.int64], positions: Array, pairs: Pairs) -> tuple[int | None, ...]:
+        """Return sizes and addresses of a structure, which must outlive the call."""
+        first, second, shift = pairs
+        arrays = (z, first, second, positions, shift)
+        return len(z), len(first), *(None if x is None else _address(x) for x in arrays)
+
+    def _scaled(self, energies: Array, z: NDArray[np.int64], shortest: float) -> Array:
+        """Return energies in eV, in place.
+
+        Raises:
+            NonFiniteError: memory ran out.
+        """
         if shortest < 0:
             raise NonFiniteError("the native evaluation ran out of memory; use fewer atoms or compile=False")
         energies *= self.scale
         energies += self.reference[z]
-        gradient *= -self.scale
-        virial *= self.scale
-        return energies, gradient, virial, shortest
+        return energies
 
 
 def _address(array: NDArray[np.generic]) -> int:

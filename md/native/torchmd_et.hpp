@@ -31,18 +31,20 @@ template <class T> class TorchMDET : public Network {
     }
   }
 
+  double energies(const Structure& s, double* energies) override {
+    find(s, false);
+    std::vector<T> normal(s.n_atoms * s_.hidden), inverse(s.n_atoms);
+    forward(s, false, normal, inverse, energies);
+    return pairs_.shortest;
+  }
+
   double evaluate(const Structure& s, double* energies, double* gradient, double* virial) override {
     const int64_t n = s.n_atoms, f = s_.hidden, k = s_.rbf;
     std::fill(gradient, gradient + 3 * n, 0.0), std::fill(virial, virial + 9, 0.0);
-    pairs_.find(s, s_.cutoff);
-    pairs_.measure(s_.cutoff);
-    pairs_.exponential_normal(s_.cutoff, means_, betas_);
+    find(s, true);
     const bool keep = pairs_.size() * s_.layers * 4 * f * static_cast<int64_t>(sizeof(T)) <= kKeptBytes;
-    std::vector<T> x(n * f), vec, normed(n * f), normal(n * f), inverse(n);
-    embed(s, x.data());
-    for (auto& layer : layers_) layer.forward(n, pairs_, k, x.data(), vec, keep);
-    norm_.apply(n, x.data(), normed.data(), normal.data(), inverse.data());
-    head_.apply(n, normed.data(), vec.data(), energies);
+    std::vector<T> normal(n * f), inverse(n);
+    forward(s, keep, normal, inverse, energies);
 
     std::vector<T> gnormed(n * f), gx(n * f, T(0)), gvec(n * 3 * f);
     head_.pull(n, gnormed.data(), gvec.data());
@@ -55,6 +57,22 @@ template <class T> class TorchMDET : public Network {
   }
 
  private:
+  void find(const Structure& s, bool slopes) {
+    pairs_.find(s, s_.cutoff);
+    pairs_.measure(s_.cutoff);
+    pairs_.exponential_normal(s_.cutoff, means_, betas_, slopes);
+  }
+
+  // `keep`: the filters of all layers, for a backward pass to come.
+  void forward(const Structure& s, bool keep, std::vector<T>& normal, std::vector<T>& inverse, double* energies) {
+    const int64_t n = s.n_atoms, f = s_.hidden;
+    std::vector<T> x(n * f), vec, normed(n * f);
+    embed(s, x.data());
+    for (auto& layer : layers_) layer.forward(n, pairs_, s_.rbf, x.data(), vec, keep);
+    norm_.apply(n, x.data(), normed.data(), normal.data(), inverse.data());
+    head_.apply(n, normed.data(), vec.data(), energies);
+  }
+
   // x = combine([embedding(z), sum over neighbours of filter * weight * neighbour embedding])
   void embed(const Structure& s, T* x) {
     const int64_t n = s.n_atoms, f = s_.hidden, k = s_.rbf;

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ffpretrain import units
-from ffpretrain.datasets.sampling import modes_of_hessian, wavenumbers
+from ffpretrain.datasets.modes import modes_of_hessian, wavenumbers
 from ffpretrain.errors import ConfigError, NonFiniteError, UnsupportedInputError
 from ffpretrain.graphs import Graph
 from ffpretrain.md.validation.bonds import Limits

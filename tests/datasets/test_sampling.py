@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,15 +13,8 @@ from ase.calculators.calculator import CalculationFailed, Calculator, all_change
 from ase.constraints import FixAtoms, FixBondLength
 
 from ffpretrain import units
-from ffpretrain.datasets.sampling import (
-    METHODS,
-    EngineFailure,
-    Sampler,
-    Sampling,
-    create_sampler,
-    normal_modes,
-    wavenumbers,
-)
+from ffpretrain.datasets.modes import normal_modes, wavenumbers
+from ffpretrain.datasets.sampling import METHODS, EngineFailure, Sampler, Sampling, create_sampler
 from ffpretrain.errors import ConfigError, DataError
 
 TEMPERATURE = 300.0
@@ -101,6 +95,22 @@ def test_modes_of_a_triangle_of_springs() -> None:
     outward = atoms.positions - atoms.positions.mean(0)
     breathing = outward / np.linalg.norm(outward)
     assert abs((modes[2] * breathing).sum()) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_modes_from_forces_of_many_structures_at_once() -> None:
+    atoms = triangle()
+    asked: list[int] = []
+
+    def forces(structures: Sequence[Atoms]) -> list[np.ndarray]:
+        asked.append(len(structures))
+        return [Atoms(one, calculator=atoms.calc).get_forces() for one in structures]
+
+    bare = Atoms(atoms)
+    bare.calc, done = None, list[int]()
+    squared, modes = normal_modes(bare, forces=forces, progress=done.append)
+    wanted, shapes = normal_modes(atoms)
+    assert sum(asked) == 18 and max(asked) > 1 and done[-1] == 18
+    assert np.array_equal(squared, wanted) and np.array_equal(modes, shapes)
 
 
 def test_wavenumbers_against_ase() -> None:

@@ -86,6 +86,11 @@ class Browser:
         entries = self._ask("POST", f"{self.session}/se/log", {"type": "browser"})
         return [entry["message"] for entry in entries if entry["level"] in ("SEVERE", "WARNING")]
 
+    def media(self, name: str) -> None:
+        """Lay the page out for ``print``, or, with no name, for what it is on."""
+        command = {"cmd": "Emulation.setEmulatedMedia", "params": {"media": name}}
+        self._ask("POST", f"{self.session}/goog/cdp/execute", command)
+
     def pdf(self) -> bytes:
         return base64.b64decode(self._ask("POST", f"{self.session}/print", {}))
 
@@ -190,6 +195,55 @@ def test_a_landscape_answers_to_the_pointer_and_can_be_turned(browser: Browser, 
 
 
 @pytest.fixture(scope="module")
+def report_with_landscape(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("beside")
+    landscape("ndem-ethanol", points=9, out=folder / "plane", unit="eV")
+    return write_report("ndem-ethanol", folder / "report.html", beside=folder)
+
+
+def test_a_landscape_in_a_report_answers_and_shows_the_molecule(
+    browser: Browser, report_with_landscape: Path
+) -> None:
+    browser.open(report_with_landscape)
+    assert browser.errors() == []
+    loaded = browser.run("return performance.getEntriesByType('resource').map(e => e.name)")
+    assert [name for name in loaded if not name.startswith("data:")] == []
+    # the interactive figure has taken the place of the picture
+    assert browser.run("return document.querySelectorAll('img').length") == 0
+    said = "return document.querySelector('#plane .plot output').textContent"
+    surface, molecule = (
+        f"return document.querySelectorAll('#plane canvas')[{k}].toDataURL()" for k in (0, 1)
+    )
+    lowest, before, geometry = browser.run(said), browser.run(surface), browser.run(molecule)
+    assert lowest.endswith(": 0.0000 eV")
+    browser.click("#plane canvas", -120, -60)
+    picked = browser.run(said)
+    assert picked != lowest and picked.startswith("direction 1 ") and picked.endswith(" eV")
+    assert float(picked.removesuffix(" eV").rpartition(" ")[2]) > 0
+    assert browser.run(molecule) != geometry
+    assert browser.run(surface) != before
+    turned = browser.run(surface)
+    browser.drag("#plane canvas", 60, 0)
+    assert browser.run(surface) != turned
+
+
+def test_a_landscape_in_a_report_prints_as_it_stands(browser: Browser, report_with_landscape: Path) -> None:
+    browser.open(report_with_landscape)
+    # on paper there is nothing to drag, but the value of the point that was picked
+    names = [".hint", "output", "canvas", "canvas + canvas"]
+    displayed = "n => getComputedStyle(document.querySelector('#plane ' + n)).display != 'none'"
+    shown = f"return arguments[0].map({displayed})"
+    assert browser.run(shown, names) == [True] * 4
+    browser.media("print")
+    assert browser.run(shown, names) == [False, True, True, True]
+    browser.media("")
+    with_figure = browser.pdf()
+    browser.run("document.querySelectorAll('#plane canvas').forEach(c => c.remove())")
+    without = browser.pdf()
+    assert with_figure.count(b"/Subtype /Image") >= without.count(b"/Subtype /Image") + 2
+
+
+@pytest.fixture(scope="module")
 def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import numpy as np
 
@@ -236,6 +290,25 @@ def test_a_curve_answers_and_shows_its_reference(browser: Browser, tmp_path: Pat
     said = browser.run("return document.querySelector('.plot output').textContent")
     assert said.startswith("dihedral 1-0-2-8")
     assert "the same" in said
+
+
+def test_a_free_energy_says_so_and_how_well_it_is_known(browser: Browser, tmp_path: Path) -> None:
+    import ase.build
+    import numpy as np
+
+    from ffpretrain.md.landscapes import free_energy_landscape, write
+
+    ethanol, frames = ase.build.molecule("CH3CH2OH"), []
+    for length in 1.5 + 0.05 * np.random.default_rng(0).normal(size=300):
+        frames.append(ethanol.copy())
+        frames[-1].set_distance(0, 1, length)
+    write([free_energy_landscape(frames, ["bond 0 1"], 300.0, bins=7)], tmp_path)
+    browser.open(tmp_path / "landscape.html")
+    assert browser.errors() == []
+    browser.click(".plot canvas", 60, 0)
+    said = browser.run("return document.querySelector('.plot output').textContent")
+    assert said.startswith("bond 0-1 1.") and " ± 0." in said and said.endswith(" kcal/mol")
+    assert browser.run("return document.querySelector('h1').textContent").startswith("Free energy")
 
 
 def test_a_report_prints(browser: Browser, report: Path) -> None:

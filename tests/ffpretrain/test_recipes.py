@@ -88,9 +88,9 @@ def test_changes_are_read_as_yaml_and_the_original_is_kept(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("trainer.max_step=3", "unknown key 'trainer.max_step'; did you mean 'max_steps'"),
+        ("trainer.max_step=3", "unknown key 'trainer.max_step'; did you mean 'trainer.max_steps'"),
         ("trainr.max_steps=3", "unknown key 'trainr'; did you mean 'trainer'"),
-        ("model.backbone.nam=painn", "unknown key 'model.backbone.nam'; did you mean 'name'"),
+        ("model.backbone.nam=painn", "unknown key 'model.backbone.nam'; did you mean 'model.backbone.name'?"),
         ("trainer.max_steps=0", "trainer.max_steps: input should be greater than 0 (got '0')"),
         ("trainer.max_steps=many", "trainer.max_steps: input should be a valid integer"),
         ("optimizer.lr=.nan", "optimizer.lr: input should be"),

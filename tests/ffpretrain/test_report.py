@@ -10,10 +10,12 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
+from ase.build import molecule
 
 from ffpretrain.artifacts import load_potential
 from ffpretrain.cli import main
 from ffpretrain.datasets import open_dataset
+from ffpretrain.errors import DataError
 from ffpretrain.evaluation import Predictions, predict
 from ffpretrain.plots import new_figure
 from ffpretrain.recipes import load_recipe
@@ -121,6 +123,50 @@ def test_what_lies_in_the_folder_is_shown(run: Path, tmp_path: Path) -> None:
     assert '<td class="number">0.125</td>' in text
     assert '<td class="bad">missed</td><td>the slope is 3 &lt;meV&gt;</td>' in text
     assert any(address.startswith("data:image/png") for address in parsed.addresses)
+
+
+def test_landscapes_are_figures_to_turn_and_of_a_reasonable_size(tmp_path: Path) -> None:
+    from ffpretrain.md.landscapes import Landscape, random_plane, write
+
+    plane = random_plane(molecule("C6H6"), points=101)
+    x, y = (axis.values for axis in plane.axes)
+    folder = tmp_path / "beside" / "a plane"
+    folder.mkdir(parents=True)
+    energies = x[:, None] ** 2 + 2 * np.square(y)
+    write([Landscape(plane, "parabola", energies, references={"flat": 0 * energies})], folder, "eV")
+    new_figure().savefig(folder / "another.png")
+    text, parsed = parse(write_report("ndem-ethanol", tmp_path / "page.html", beside=tmp_path / "beside"))
+    assert len(text) < 1_000_000
+    (data,) = data_of(text)
+    assert data["unit"] == "eV" and data["thinned"] == 2
+    assert np.allclose(data["energies"], (energies - energies.min())[::2, ::2].ravel(), atol=1e-6)
+    assert len(data["frames"]) <= 450
+    assert "random plane, seed 0" in text
+    # the picture of the same is left out, others are not
+    assert len([address for address in parsed.addresses if address.startswith("data:image/png")]) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("landscape.json", "{"),
+        ("landscape.json", '{"schema": "other", "version": 1}'),
+        ("landscape.json", '{"schema": "ffpretrain-landscape", "version": 1}'),
+        ("landscape.npz", "PK broken"),
+        ("landscape.npz", None),
+    ],
+)
+def test_a_landscape_that_cannot_be_read_is_named(name: str, content: str | None, tmp_path: Path) -> None:
+    from ffpretrain.md.landscapes import Landscape, random_plane, write
+
+    folder = tmp_path / "plane"
+    folder.mkdir()
+    write([Landscape(random_plane(molecule("H2O"), points=3), "flat", np.zeros((3, 3)))], folder)
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_text(content)
+    with pytest.raises(DataError, match=f"{name}: .*draw the landscape again"):
+        write_report("ndem-ethanol", tmp_path / "page.html", beside=tmp_path)
 
 
 def test_distances_of_runs_and_labelled_frames(tmp_path: Path) -> None:

@@ -17,7 +17,9 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def run(script: str, folder: Path, *words: str) -> list[str]:
-    command = [sys.executable, str(EXAMPLES / script), *words]
+    # what a script itself calls must not be deprecated, for it is there to be copied
+    strict = ["-W", "error::DeprecationWarning:__main__", "-W", "error::FutureWarning:__main__"]
+    command = [sys.executable, *strict, str(EXAMPLES / script), *words]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return result.stdout.splitlines()

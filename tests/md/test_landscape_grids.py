@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import ase.build
@@ -12,7 +16,9 @@ import pytest
 from ase import Atoms
 from ase.calculators.calculator import CalculatorSetupError
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.optimize import FIRE as ASEFIRE
 
+from ffpretrain.artifacts import read_card
 from ffpretrain.cli import main
 from ffpretrain.datasets import open_dataset
 from ffpretrain.datasets.engines import open_engine
@@ -20,6 +26,7 @@ from ffpretrain.errors import ConfigError, DataError, UnsupportedInputError
 from ffpretrain.md import landscape
 from ffpretrain.md.landscapes import (
     along,
+    collective_variable,
     free_energy_landscape,
     minimum_energy_path,
     parse_coordinate,
@@ -27,9 +34,11 @@ from ffpretrain.md.landscapes import (
     relaxed_scan,
     rigid_scan,
 )
+from ffpretrain.md.landscapes.evaluate import evaluator
 from ffpretrain.md.landscapes.figures import draw, label_heights
-from ffpretrain.md.landscapes.grids import relax
-from ffpretrain.md.landscapes.labels import coordinates_of
+from ffpretrain.md.landscapes.fire import Fire
+from ffpretrain.md.landscapes.labels import coordinates_of, label_frames
+from ffpretrain.md.landscapes.minima import relax
 from ffpretrain.md.landscapes.page import MOST_POINTS, viewer_data
 from ffpretrain.md.landscapes.planes import superimposed
 from ffpretrain.md.landscapes.surface import Landscape
@@ -92,6 +101,35 @@ def test_a_band_starts_and_ends_at_minima(springs, tmp_path: Path) -> None:  # t
     assert found.energies.max() == pytest.approx(again.energies.max(), rel=0.02)
 
 
+class Bars:
+    """Takes the place of the bars on a terminal and keeps what they were told."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, tuple[int | None, list[int]]] = {}
+
+    @contextmanager
+    def __call__(self, title: str, total: int | None) -> Iterator[Callable[[int], object]]:
+        _, seen = self.told.setdefault(title, (total, []))
+        yield seen.append
+
+
+def test_every_long_step_of_a_grid_shows_its_progress(ethanol: Atoms, springs, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    bars, start = Bars(), rattled(ethanol, 1)[0]
+    along("modes 0", start, lambda: springs(ethanol), points=5, bar=bars)
+    total, steps = bars.told["relax"]
+    assert total is None and steps == list(range(len(steps))) and len(steps) > 2
+    total, done = bars.told["force constants"]
+    assert total == 6 * len(ethanol) and done[-1] == total and len(done) > 1
+    bars, ammonia = Bars(), ase.build.molecule("NH3")
+    end = ammonia.copy()
+    end.positions[:, 2] *= -1
+    ase.io.write(tmp_path / "end.xyz", end)
+    along(f"band {tmp_path / 'end.xyz'}", rattled(ammonia, 1)[0], lambda: springs(ammonia), bar=bars)
+    assert list(bars.told) == ["read end.xyz", "relax the start", "relax the end", "band"]
+    assert bars.told["read end.xyz"] == (1, [1])
+    assert len(bars.told["relax the start"][1]) > 2 and len(bars.told["band"][1]) > 1
+
+
 @pytest.mark.parametrize("words", ["", "modes", "modes x", "trajectory", "spiral 1"])
 def test_other_words_are_refused(words: str, ethanol: Atoms, springs) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ConfigError, match="'modes K"):
@@ -143,6 +181,160 @@ def test_the_state_of_another_scan_is_not_used(ethanol: Atoms, springs, tmp_path
         relaxed_scan(ethanol, [parse_coordinate(words)], calculator, state=state)
 
 
+# bands go on
+
+
+@pytest.fixture
+def inversion(tmp_path: Path, springs) -> tuple[Atoms, Atoms]:  # type: ignore[no-untyped-def]
+    """Ammonia and its mirror image, both a little off their minima."""
+    start = ase.build.molecule("NH3")
+    end = start.copy()
+    end.positions[:, 2] *= -1
+    return rattled(start, 1, 0.03)[0], rattled(end, 2, 0.03)[1]
+
+
+def test_fire_takes_the_steps_of_ase(ethanol: Atoms, springs) -> None:  # type: ignore[no-untyped-def]
+    theirs = rattled(ethanol, 1, 0.2)[0]
+    theirs.calc = springs(ethanol)
+    ours, fire = theirs.copy(), Fire(np.zeros_like(theirs.positions))
+    ours.calc = springs(ethanol)
+    for _ in range(60):
+        ours.positions += fire.step(ours.get_forces())
+    ASEFIRE(theirs, logfile=None).run(fmax=0.0, steps=60)
+    # both ways of the algorithm were taken
+    assert fire.downhill < 59 and fire.dt != 0.1
+    assert np.allclose(ours.positions, theirs.positions, rtol=0, atol=1e-9)
+
+
+def test_a_stopped_band_goes_on_to_the_last_bit(
+    inversion: tuple[Atoms, Atoms],
+    springs,  # type: ignore[no-untyped-def]
+    tmp_path: Path,
+) -> None:
+    calculator, state = springs(ase.build.molecule("NH3")), tmp_path / "state.npz"
+    start, end = (relax(one, calculator) for one in inversion)
+
+    def stop(done: int) -> None:
+        if done == 12:
+            raise KeyboardInterrupt
+
+    options = {"images": 5, "fmax": 0.002}
+    with pytest.raises(KeyboardInterrupt):
+        minimum_energy_path(start, end, calculator, **options, progress=stop, state=state)
+    seen: list[int] = []
+    found, converged = minimum_energy_path(
+        start, end, calculator, **options, progress=seen.append, state=state
+    )
+    every: list[int] = []
+    fresh, _ = minimum_energy_path(start, end, calculator, **options, progress=every.append)
+    assert converged and every[-1] > 20
+    assert seen == every[12:]
+    assert not state.exists()
+    assert np.array_equal(found.positions, fresh.positions)
+
+
+def test_the_state_of_another_band_is_not_used(
+    inversion: tuple[Atoms, Atoms],
+    springs,  # type: ignore[no-untyped-def]
+    tmp_path: Path,
+) -> None:
+    calculator, state = springs(ase.build.molecule("NH3")), tmp_path / "state.npz"
+    seen: list[int] = []
+
+    def stop_later(done: int) -> None:
+        seen.append(done)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    for changed in ({}, {"images": 4}, {"fmax": 0.3}, {"identity": "other"}, {"steps": 4}):
+        for options in ({}, changed):
+            seen.clear()
+            with pytest.raises(KeyboardInterrupt):
+                minimum_energy_path(
+                    *inversion, calculator, **{"images": 3, **options}, progress=stop_later, state=state
+                )
+        assert seen == ([1, 2] if changed else [3, 4]), changed
+        state.unlink()
+
+
+def test_a_stopped_command_relaxes_no_end_twice(
+    inversion: tuple[Atoms, Atoms],
+    springs,  # type: ignore[no-untyped-def]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start, end = inversion
+    ase.io.write(tmp_path / "end of it.xyz", end)
+    calculator, calls, limit = springs(ase.build.molecule("NH3")), 0, 0
+    calculate = calculator.calculate
+
+    def counted(*args: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == limit:
+            raise KeyboardInterrupt
+        calculate(*args)
+
+    monkeypatch.setattr(calculator, "calculate", counted)
+    words = f"band {tmp_path / 'end of it.xyz'} images=5 fmax=0.002"
+    (fresh,) = landscape(calculator, start, along=words)
+    needed, calls = calls, 0
+    limit = needed * 2 // 3
+    with pytest.raises(KeyboardInterrupt):
+        landscape(calculator, start, along=words, out=tmp_path / "out")
+    limit, calls = 0, 0
+    (found,) = landscape(calculator, start, along=words, out=tmp_path / "out")
+    # a step of the band and the points of the landscape are the most that is computed twice
+    assert calls <= needed - needed * 2 // 3 + 2 * 5 + 1
+    assert np.array_equal(found.geometries.positions, fresh.geometries.positions)
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+@pytest.mark.parametrize("words", ["images=2", "images=two", "images=", "fmax=0", "fmax=nan", "fmax=x"])
+def test_options_of_a_band_that_cannot_be(words: str, ethanol: Atoms, springs) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ConfigError, match=words.split("=")[0]):
+        along(f"band missing.xyz {words}", ethanol, lambda: springs(ethanol))
+
+
+def test_the_command_draws_the_way_from_trans_to_gauche(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = read_card("ndem-ethanol")
+    assert card.reference_geometry is not None
+    rest = card.reference_geometry.to_atoms()
+    # the hydroxyl turned by hand
+    trans, gauche = rigid_scan(rest, [parse_coordinate("dihedral 1 0 2 8 60 180 2")]).structures()[::-1]
+    ase.io.write(tmp_path / "trans.xyz", trans)
+    ase.io.write(tmp_path / "gauche.xyz", gauche)
+    words = ["ndem-ethanol", "--structure", str(tmp_path / "trans.xyz"), "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit, match="0"):
+        main(["landscape", *words, "--along", f"band {tmp_path / 'gauche.xyz'} images=5 fmax=0.3", "--json"])
+    result = json.loads(capsys.readouterr().out)
+    assert result["kind"] == "band" and "not converged" not in result["note"]
+    with np.load(tmp_path / "out" / "landscape.npz") as content:
+        energies, positions = content["energies_eV"], content["positions_angstrom"]
+    turned = collective_variable([Atoms(rest.numbers, one) for one in positions], "dihedral 1 0 2 8") % 360
+    assert turned[0] == pytest.approx(180, abs=5) and turned[-1] == pytest.approx(62, abs=8)
+    assert np.all(np.diff(turned) < 0)
+    # a barrier of about 1 kcal/mol between conformers that differ by a tenth of one
+    assert 0 < energies.argmax() < 4
+    assert 0.5 < (energies.max() - energies[0]) / KCAL_PER_MOL < 2.0
+    assert abs(energies[-1] - energies[0]) / KCAL_PER_MOL < 0.4
+
+
+# what they load
+
+
+def test_landscapes_load_nothing_that_trains() -> None:
+    heavy = ("lightning", "torch_geometric", "torch._dynamo", "matplotlib.pyplot")
+    code = (
+        "import sys, ffpretrain.md.landscapes, ffpretrain.md.landscapes.page\n"
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
 # labelled frames
 
 
@@ -171,8 +363,10 @@ def test_frames_lie_where_they_were_made(ethanol: Atoms) -> None:
 def test_the_error_on_frames_is_that_of_their_energies(ethanol: Atoms, springs, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     frames = random_plane(ethanol, 3, 0.05).structures()
     path = labelled(frames, springs(ethanol, 5.0), tmp_path / "f.extxyz", shift=-7.0)
-    data, out = open_dataset(path), tmp_path / "o"
+    data, out, seen = open_dataset(path), tmp_path / "o", list[int]()
     (found,) = landscape(springs(ethanol, 4.0), ethanol, points=5, extent=0.05, labels=data, out=out)
+    label_frames(data, found.geometries, evaluator(springs(ethanol, 4.0)), seen.append)
+    assert seen == [len(data)]
     truth = np.array([frame.energy for frame in data])
     above = truth - truth.min()
     assert found.labels is not None
@@ -278,9 +472,9 @@ def test_a_band_has_no_place_for_frames(springs, tmp_path: Path) -> None:  # typ
 
 
 def test_no_minimum_is_said(ethanol: Atoms, springs, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    from ffpretrain.md.landscapes import grids
+    from ffpretrain.md.landscapes import minima
 
-    monkeypatch.setattr(grids, "_STEPS", 1)
+    monkeypatch.setattr(minima, "_STEPS", 1)
     with pytest.raises(UnsupportedInputError, match="no minimum found"):
         relax(rattled(ethanol, 1, 0.1)[0], springs(ethanol))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import ase.build
@@ -32,6 +33,7 @@ from ffpretrain.md.landscapes import (
     plane_through,
     principal_plane,
     random_plane,
+    read_folder,
     relaxed_scan,
     rigid_scan,
     roughness,
@@ -41,7 +43,9 @@ from ffpretrain.md.landscapes.figures import draw
 from ffpretrain.md.landscapes.page import MOST_FRAMES, viewer_data
 from ffpretrain.md.landscapes.planes import rigid_motions, superimposed
 from ffpretrain.md.landscapes.roughness import energy_jump, slope_changes, tortuosity
+from ffpretrain.md.landscapes.words import describe
 from ffpretrain.potential import Potential
+from ffpretrain.units import KCAL_PER_MOL
 
 
 @pytest.fixture(scope="module")
@@ -222,11 +226,16 @@ def test_a_band_finds_the_saddle_of_an_inversion() -> None:
 
 def test_free_energy_of_a_harmonic_variable() -> None:
     x = np.random.default_rng(0).normal(0.0, 0.1, 400_000)
-    (centres,), energy = free_energy(x, temperature=300.0, bins=41)
+    (centres,), energy, errors = free_energy(x, temperature=300.0, bins=41)
     near = np.abs(centres) < 0.15
     kT = 8.617333262e-5 * 300
     wanted = kT * np.square(centres) / (2 * 0.1**2)
     assert np.allclose(energy[near] - energy[near].min(), wanted[near] - wanted[near].min(), atol=0.06 * kT)
+    # frames of no correlation: the counts of two bins are known to their square roots
+    counts = np.histogram(x, 41)[0]
+    known = kT * np.sqrt(1 / counts[near] + 1 / counts.max())
+    lowest = counts[near] == counts.max()
+    assert np.allclose(errors[near][~lowest], known[~lowest], rtol=0.25) and errors[near][lowest] == 0
     assert np.isnan(free_energy(np.array([0.0, 1.0]), 300.0, bins=10)[1]).sum() == 8
     assert free_energy(np.zeros((5, 2)), 300.0, bins=3)[1].shape == (3, 3)
 
@@ -261,6 +270,43 @@ def test_any_calculator_serves_and_references_are_compared(ethanol: Atoms) -> No
     assert np.allclose(found.energies, n * (x[:, None] ** 2 + y**2), atol=1e-12)
     (difference,) = found.errors().values()
     assert difference == pytest.approx(np.sqrt(np.mean(np.square(0.5 * found.energies))))
+
+
+def test_energies_alone_are_the_same_and_say_what_is_missing(
+    ethanol: Atoms, potential: Potential, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full, alone = (
+        landscape(potential, ethanol, points=5, forces=forces, dtype="float64")[0] for forces in (True, False)
+    )
+    assert np.allclose(full.energies, alone.energies, rtol=0, atol=1e-9)
+    assert alone.forces is None and full.forces is not None
+    of_forces = ("force_consistency", "difference_error")
+    kept = {name: value for name, value in full.roughness.items() if name not in of_forces}
+    assert alone.roughness == pytest.approx(kept, abs=1e-7)
+    words = ["landscape", "ndem-ethanol", "--points", "3", "--no-forces", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit, match="0"):
+        main(words)
+    assert "force_consistency not computed" in capsys.readouterr().out
+    with np.load(tmp_path / "landscape.npz") as content:
+        assert "forces_eV_per_angstrom" not in content
+    (model,) = json.loads((tmp_path / "landscape.json").read_text())["models"]
+    assert model["roughness"]["force_consistency"] is None
+    assert "not computed" in (tmp_path / "landscape.html").read_text()
+
+
+def test_references_cost_no_forces(ethanol: Atoms) -> None:
+    class WithoutForces(Well):
+        implemented_properties = ("energy",)
+
+        def calculate(self, *args: object) -> None:
+            super().calculate(*args)
+            del self.results["forces"]
+
+    well = WithoutForces(ethanol.positions)
+    (found,) = landscape(Well(ethanol.positions), ethanol, points=3, reference=well)
+    assert np.array_equal(found.references["withoutforces"], found.energies)
+    (alone,) = landscape(well, ethanol, points=3, forces=False)
+    assert np.array_equal(alone.energies, found.energies)
 
 
 def test_several_models_share_the_grid(ethanol: Atoms, potential: Potential) -> None:
@@ -325,14 +371,81 @@ def test_force_consistency_sees_forces_that_are_no_gradient(ethanol: Atoms) -> N
     (found,) = landscape(Well(ethanol.positions), ethanol, points=9, extent=0.1)
     # differences of a parabola are exact
     assert found.roughness["force_consistency"] < 1e-9
-    from dataclasses import replace
-
     wrong = replace(found, forces=0.9 * found.forces)
     x, y = (axis.values for axis in found.axes)
     slope = 2 * len(ethanol) * 0.1
     inner = [np.tile(x[1:-1], len(y)), np.tile(y[1:-1], len(x))]
     wanted = np.sqrt(np.mean(np.square(slope * np.concatenate(inner))))
     assert roughness(wrong)["force_consistency"] == pytest.approx(wanted, rel=1e-6)
+
+
+def test_what_the_spacing_explains_of_force_consistency() -> None:
+    x = np.linspace(-1.0, 1.0, 21)
+    forces = np.zeros((21, 1, 3))
+    forces[:, 0, 0] = -3 * x**2
+    cubic = replace(on_line(x**3, x), forces=forces)
+    # central differences of a cubic are off by the square of the spacing, and so is the estimate
+    numbers = roughness(cubic)
+    assert numbers["force_consistency"] == pytest.approx(0.01)
+    assert numbers["difference_error"] == pytest.approx(0.01)
+    assert "says nothing against the forces" in describe([replace(cubic, roughness=numbers)], "eV")[0]
+    wrong = replace(cubic, forces=forces + 0.5)
+    numbers = roughness(wrong)
+    # the error of the forces does not change with the spacing
+    assert numbers["force_consistency"] == pytest.approx(0.51, abs=0.01)
+    assert numbers["difference_error"] == pytest.approx(0.01, rel=0.1)
+    assert "explains about 0.01 of it" in describe([replace(wrong, roughness=numbers)], "eV")[0]
+
+
+def test_differences_on_uneven_spacing_are_exact_for_parabolas() -> None:
+    x = np.array([-1.0, -0.7, -0.1, 0.2, 0.9, 1.0])
+    forces = np.zeros((6, 1, 3))
+    forces[:, 0, 0] = -4 * x
+    numbers = roughness(replace(on_line(2 * x**2, x), forces=forces))
+    assert numbers["force_consistency"] < 1e-12
+
+
+def test_grids_too_small_to_judge_say_so(ethanol: Atoms) -> None:
+    (three,) = landscape(Well(ethanol.positions), ethanol, points=3)
+    assert "difference_error" not in three.roughness
+    assert "not to be judged: fewer than 5 points" in describe([three], "eV")[0]
+    (two,) = landscape(Well(ethanol.positions), ethanol, scan=["bond 0 1 1.4 1.6 2"])
+    assert two.roughness == {}
+
+
+# units
+
+
+@pytest.mark.parametrize(("unit", "size"), [("eV", 1.0), ("kcal/mol", KCAL_PER_MOL)])
+def test_terminal_and_page_give_every_energy_in_the_figures_unit(
+    unit: str, size: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["landscape", "ndem-ethanol", "--points", "7", "--unit", unit, "--reference", "mmff"]
+    pytest.importorskip("rdkit")
+    with pytest.raises(SystemExit, match="0"):
+        main([*words, "--out", str(tmp_path)])
+    said = capsys.readouterr().out
+    model = json.loads((tmp_path / "landscape.json").read_text())["models"][0]
+    rough = model["roughness"]
+    assert f"range {model['range'] / size:.4g} {unit}, tortuosity {rough['tortuosity']:.4g}, " in said
+    assert f"energy_jump {rough['energy_jump'] / size:.4g} {unit}, force_flips " in said
+    assert f"minimum_offset {rough['minimum_offset']:.4g} Å RMS, " in said
+    assert f"curvature {rough['curvature'] / size:.4g} {unit} per (Å RMS)², " in said
+    assert f"force_consistency {rough['force_consistency'] / size:.4g} {unit} per Å RMS (" in said
+    ((name, difference),) = model["rms_difference_to"].items()
+    assert f"RMS difference to {name}: {difference / size:.4g} {unit}" in said
+    page = (tmp_path / "landscape.html").read_text()
+    cell = f'<td class="number">{rough["curvature"] / size:.4g}</td>'
+    assert f"<td>curvature ({unit} per (Å RMS)²)</td>{cell}" in page
+    other = "eV" if unit == "kcal/mol" else "kcal"
+    assert other not in said and other not in page
+
+
+def test_axes_of_different_units_are_not_mixed_up(ethanol: Atoms) -> None:
+    scan = ["dihedral 0 1 2 3 0 60 5", "bond 0 1 1.4 1.6 5"]
+    (found,) = landscape(Well(ethanol.positions), ethanol, scan=scan)
+    (said,) = describe([found], "eV")
+    assert "eV per (unit of the axes)²" in said and " units of the axes, " in said
 
 
 # figures and files
@@ -371,6 +484,26 @@ def test_files_hold_the_same_numbers(ethanol: Atoms, tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "landscape.json").read_text())
     assert summary["schema"] == "ffpretrain-landscape"
     assert summary["models"][0]["roughness"] == found.roughness
+
+
+def test_a_folder_is_read_as_it_was_written(ethanol: Atoms, tmp_path: Path) -> None:
+    plane = random_plane(ethanol, 5)
+    noisy = Geometries(ethanol, plane.axes, plane.positions, "learned plane", "a note", np.arange(9.0))
+    wells, trail = [Well(ethanol.positions), Well(ethanol.positions, 3.0)], np.array([[0.0, 0.1], [0.1, 0.0]])
+    written = landscape(
+        wells, geometries=noisy, reference=Well(ethanol.positions, 5.0), path=trail, out=tmp_path, unit="eV"
+    )
+    found, unit, path = read_folder(tmp_path)
+    assert unit == "eV" and np.array_equal(path, trail)
+    for one, other in zip(found, written, strict=True):
+        assert one.label == other.label and one.roughness == other.roughness
+        assert [axis.name for axis in one.axes] == [axis.name for axis in other.axes]
+        assert np.array_equal(one.axes[1].values, other.axes[1].values)
+        assert np.array_equal(one.energies, other.energies) and np.array_equal(one.forces, other.forces)
+        assert one.errors() == other.errors() and list(one.references) == ["well"]
+        assert np.array_equal(one.geometries.atoms.positions, ethanol.positions)
+        assert np.array_equal(one.geometries.noise, np.arange(9.0)) and one.geometries.note == "a note"
+        assert np.array_equal(one.response, other.response)
 
 
 def test_large_grids_are_thinned_in_the_page_only(ethanol: Atoms) -> None:

@@ -15,9 +15,12 @@ from ase import Atoms
 
 from ffpretrain import FFCalculator
 from ffpretrain.backbones import create_backbone
+from ffpretrain.errors import UnsupportedInputError
 from ffpretrain.graphs import graph_from_atoms
+from ffpretrain.md.agreement import AgreementError
 from ffpretrain.md.native import NativeMany, NativePath, NativeUnavailable, StructurePairs, build
 from ffpretrain.md.native.build import load_library
+from ffpretrain.md.native.path import NativeNetwork
 from ffpretrain.md.replicas import Replicas
 from ffpretrain.md.runtime import Runtime
 from ffpretrain.native import build as building
@@ -230,6 +233,55 @@ def test_runtime_batches_are_native_and_equal_to_eager_ones() -> None:
         assert (one.stress is None) == (other.stress is None)
     assert "native" in fast.agreement
     assert "native" not in slow.agreement
+
+
+@pytest.mark.parametrize("backbone", ["torchmd-et", "painn"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_energies_alone_are_those_with_forces_to_the_last_bit(
+    backbone: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = list(molecules().values())
+    runtime = Runtime(potential(backbone), "cpu", dtype, "auto")
+    full = runtime.evaluate_batch(every)
+    assert "native" in runtime.agreement and "native energies" not in runtime.agreement
+
+    def derivative(*args: object) -> None:
+        raise AssertionError("a derivative was computed")
+
+    monkeypatch.setattr(NativeNetwork, "_call", derivative)
+    alone = runtime.evaluate_batch(every, forces=False)
+    for with_forces, one in zip(full, alone, strict=True):
+        assert one.energy == with_forces.energy
+        assert np.array_equal(one.energies, with_forces.energies)
+        assert one.shortest == with_forces.shortest
+        assert one.forces is None and one.stress is None
+    assert runtime.agreement["native energies"].energy_error > 0
+    with pytest.raises(AssertionError, match="a derivative was computed"):
+        runtime.evaluate_batch(every)
+
+
+def test_the_gate_covers_energies_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = NativeNetwork._energies
+
+    def slightly_wrong(self: NativeNetwork, z: np.ndarray, *rest: object) -> tuple[np.ndarray, float]:
+        energies, shortest = right(self, z, *rest)
+        return energies + 1e-3, shortest
+
+    monkeypatch.setattr(NativeNetwork, "_energies", slightly_wrong)
+    runtime, atoms = Runtime(potential(), "cpu", "float32", "auto"), molecules()["propane"]
+    assert runtime.evaluate_batch([atoms])[0].forces is not None
+    with pytest.raises(AgreementError, match="native energies"):
+        runtime.evaluate_batch([atoms], forces=False)
+
+
+def test_energies_alone_refuse_what_forces_refuse() -> None:
+    runtime, atoms = Runtime(potential(), "cpu", "float32", "auto"), molecules()["propane"]
+    runtime.evaluate_batch([atoms], forces=False)
+    atoms.positions[1] = atoms.positions[0]
+    with pytest.raises(UnsupportedInputError, match="structure 1: two atoms are at the same place"):
+        runtime.evaluate_batch([molecules()["propane"], atoms], forces=False)
+    with pytest.raises(UnsupportedInputError, match="not trained on"):
+        runtime.evaluate_batch([Atoms("Xe")], forces=False)
 
 
 def test_engine_batches_are_native_and_equal_to_eager_ones() -> None:

@@ -189,6 +189,55 @@ def test_a_batch_equals_its_structures(potential: Potential, ethanol: Atoms, cry
     np.testing.assert_allclose(found[1].stress, evaluate(runtime, crystal).stress, rtol=0, atol=1e-12)
 
 
+def test_energies_alone_need_no_derivative(
+    potential: Potential, ethanol: Atoms, crystal: Atoms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime, structures = (
+        Runtime(potential, "cpu", "float64"),
+        [ethanol, crystal, molecule("H2O"), Atoms("C")],
+    )
+    full = runtime.evaluate_batch(structures)
+    # the gate compares with forces: it is passed before derivatives are forbidden
+    runtime.evaluate_batch(structures[:1], forces=False)
+    assert runtime.agreement["batch energies"].energy_error < 1e-9
+
+    def derivative(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a derivative was computed")
+
+    monkeypatch.setattr(torch.autograd, "grad", derivative)
+    for with_forces, one in zip(full, runtime.evaluate_batch(structures, forces=False), strict=True):
+        # to rounding: without derivatives torch may take other kernels
+        assert one.energy == pytest.approx(with_forces.energy, abs=1e-10)
+        np.testing.assert_allclose(one.energies, with_forces.energies, rtol=0, atol=1e-10)
+        assert one.shortest == with_forces.shortest
+        assert one.forces is None and one.stress is None
+    with pytest.raises(AssertionError, match="a derivative was computed"):
+        runtime.evaluate_batch(structures)
+
+
+def test_the_gate_covers_energies_alone(
+    potential: Potential, ethanol: Atoms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = Potential.forward
+
+    def wrong_without_forces(self: Potential, graph: Graph, *, forces: bool = True) -> dict[str, Tensor]:
+        found = right(self, graph, forces=forces)
+        return found if forces else {**found, "energy": found["energy"] + 0.01}
+
+    monkeypatch.setattr(Potential, "forward", wrong_without_forces)
+    runtime = Runtime(potential, "cpu", "float32")
+    assert runtime.evaluate_batch([ethanol])[0].forces is not None
+    with pytest.raises(AgreementError, match="batch energies"):
+        runtime.evaluate_batch([ethanol], forces=False)
+
+
+def test_a_module_without_energies_alone_is_evaluated_in_full(morse: type[nn.Module], ethanol: Atoms) -> None:
+    runtime = Runtime(morse(), "cpu", "float64")
+    (full,), (alone,) = (runtime.evaluate_batch([ethanol], forces=forces) for forces in (True, False))
+    assert full.forces is not None and alone.forces is None
+    assert alone.energy == full.energy
+
+
 def test_the_runtime_is_a_copy(build_potential: Build, ethanol: Atoms) -> None:
     potential = build_potential()
     runtime = Runtime(potential, "cpu", "float64")
