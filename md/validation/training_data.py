@@ -154,7 +154,7 @@ def _measured(frames: list[Frame], subject: Subject) -> Measured:
     order = [np.argsort(frame.numbers, kind="stable") for frame in frames]
     numbers = np.sort(frames[0].numbers)
     positions = np.array([frame.positions[own] for frame, own in zip(frames, order, strict=True)])
-    sorted_forces = np.array([one[own] for one, own in zip(forces, order, strict=True)])  # type: ignore[index]
+    sorted_forces = np.array([one[own] for one, own in zip(forces, order, strict=True)])
     return configurational_temperature(subject.runtime, numbers, positions, sorted_forces, subject.seed)
 
 
