@@ -39,10 +39,11 @@ class NativeLibrary:
     Args:
         folder: holds ``module.cpp``, which is compiled, and the headers it includes.
         declare: sets the argument types of its functions.
+        openmp: use OpenMP where the compiler has it.
     """
 
-    def __init__(self, folder: Path, declare: Callable[[ctypes.CDLL], None]) -> None:
-        self._folder, self._declare = folder, declare
+    def __init__(self, folder: Path, declare: Callable[[ctypes.CDLL], None], openmp: bool = False) -> None:
+        self._folder, self._declare, self._openmp = folder, declare, openmp
         self._loaded: ctypes.CDLL | None = None
 
     def load(self) -> ctypes.CDLL:
@@ -78,13 +79,23 @@ class NativeLibrary:
             try:
                 if not path.is_file():
                     folder.mkdir(parents=True, exist_ok=True)
-                    _compile(compiler, self._folder / "module.cpp", path)
+                    self._build(compiler, path)
                 return ctypes.CDLL(str(path))
             except PermissionError:
                 continue  # a cache that cannot be written: build for this process alone
             except OSError as error:
                 raise NativeUnavailable(f"the native library cannot be loaded: {error}") from None
         raise NativeUnavailable("no folder to build in; set FFPRETRAIN_CACHE to one that can be written")
+
+    def _build(self, compiler: str, path: Path) -> None:
+        source = self._folder / "module.cpp"
+        for flags in [["-fopenmp"], []] if self._openmp else [[]]:
+            try:
+                _compile(compiler, [*_flags(), *flags], source, path)
+                return
+            except NativeUnavailable:
+                if not flags:
+                    raise  # else a compiler without OpenMP: the code then starts threads itself
 
     def _name(self, compiler: str) -> str:
         value = hashlib.sha256()
@@ -113,7 +124,7 @@ def _instruction_sets() -> str:
     return lines[0] if lines else platform.processor()
 
 
-def _compile(compiler: str, source: Path, path: Path) -> None:
+def _compile(compiler: str, flags: list[str], source: Path, path: Path) -> None:
     """Build into a file of another name first, so that no other process loads half a library.
 
     Raises:
@@ -122,7 +133,7 @@ def _compile(compiler: str, source: Path, path: Path) -> None:
     """
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".so")
     os.close(handle)
-    command = [compiler, *_flags(), str(source), "-o", temporary]
+    command = [compiler, *flags, str(source), "-o", temporary]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
         if done.returncode:

@@ -92,7 +92,7 @@ def _declare(library: ctypes.CDLL) -> None:
     library.ff_messages.restype = ctypes.c_int64
 
 
-LIBRARY = NativeLibrary(Path(__file__).resolve().parent, _declare)
+LIBRARY = NativeLibrary(Path(__file__).resolve().parent, _declare, openmp=True)
 
 
 class _Messages(torch.autograd.Function):

@@ -41,6 +41,11 @@ template <class T> void messages(int64_t task, const int64_t* sizes, const void*
     if (own.g_geometry) own.g_geometry += t * rows * 4;
     share<T>(task, own, t * data.heads / threads, (t + 1) * data.heads / threads);
   };
+#ifdef _OPENMP
+  // torch's own threads: others would wait while those spin in expectation of the next operation
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+  for (int64_t t = 0; t < threads; ++t) piece(t);
+#else
   std::vector<std::thread> others;
   int64_t started = 1;
   try {
@@ -50,6 +55,7 @@ template <class T> void messages(int64_t task, const int64_t* sizes, const void*
   piece(0);
   for (; started < threads; ++started) piece(started);
   for (std::thread& one : others) one.join();
+#endif
 }
 
 }  // namespace
