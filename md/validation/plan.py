@@ -71,7 +71,7 @@ class Plan:
 
 
 PLANS: dict[str, Plan] = {
-    "quick": Plan("quick", nve_ps=5.0, stability_ps=5.0, replicas=8, relabelled=40),
+    "quick": Plan("quick", nve_ps=5.0, stability_ps=5.0, replicas=4, relabelled=40),
     "full": Plan("full", nve_ps=50.0, stability_ps=100.0, replicas=8, relabelled=200),
 }
 
