@@ -13,12 +13,12 @@ from ffpretrain.backbones.base import Backbone
 from ffpretrain.errors import ConfigError
 from ffpretrain.graphs import Sample
 from ffpretrain.native.build import NativeUnavailable, find_compiler
-from ffpretrain.native.messages import LIBRARY
 from ffpretrain.objectives.base import Objective
 
 #: largest difference from the plain step, of the loss and of its gradient, relative to the largest of each
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-8}
-#: ``auto`` builds the code for runs of at least so many steps: it takes about 10 s, once per machine
+#: ``auto`` uses native messages in runs of at least so many steps, for which it is worth building the code:
+#: about 10 s, once per machine. What is built already does not count, so that a run goes on as it began.
 MIN_STEPS = 200
 
 Compile = Literal["auto"] | bool
@@ -33,7 +33,7 @@ def use_native_messages(objective: Objective, compiled: Compile, steps: int) -> 
 
     Args:
         objective: on its device.
-        compiled: ``trainer.compile``; ``auto`` builds the code only where the run is long enough.
+        compiled: ``trainer.compile``; ``auto`` wants at least :data:`MIN_STEPS`.
         steps: length of the run.
 
     Returns:
@@ -41,7 +41,7 @@ def use_native_messages(objective: Objective, compiled: Compile, steps: int) -> 
     """
     if not compiled or objective.network.known.device.type != "cpu":
         return False
-    if compiled == "auto" and steps < MIN_STEPS and not LIBRARY.is_built():
+    if compiled == "auto" and steps < MIN_STEPS:
         return False
     used = False
     for backbone in _backbones(objective):
