@@ -125,9 +125,7 @@ class HalfPairs:
     def __init__(self, graph: Graph, dtype: torch.dtype | None = None) -> None:
         self.n_atoms = graph.z.shape[0]
         neighbor, center = graph.edge_index
-        once = center < neighbor
-        if bool((center == neighbor).any()):  # images of an atom itself
-            once = once | ((center == neighbor) & (_sign(graph.edge_shift) > 0))
+        once = one_direction(graph.edge_index, graph.edge_shift)
         self.first, self.second = center[once], neighbor[once]
         pos = graph.pos
         vector = pos.index_select(0, self.second) + graph.edge_shift[once] - pos.index_select(0, self.first)
@@ -150,9 +148,22 @@ class HalfPairs:
         return total.index_add(0, self.second, filters * x.index_select(0, self.first))
 
 
-def _sign(shift: Tensor) -> Tensor:
-    """Return the sign of the first component that is not zero, ``[P]``."""
-    sign = shift[:, 0].sign()
+def one_direction(edge_index: Tensor, edge_shift: Tensor) -> Tensor:
+    """Return which edges stand for a pair where both directions are listed, bool ``[E]``.
+
+    Of two atoms it is the edge whose centre comes first; of an atom and its own image, that of the positive
+    translation.
+
+    Args:
+        edge_index: neighbour and centre ``[2, E]``.
+        edge_shift: lattice translations ``[E, 3]`` Å.
+    """
+    neighbor, center = edge_index
+    once, images = center < neighbor, center == neighbor
+    if not bool(images.any()):
+        return once
+    # the sign of the first component that is not zero
+    sign = edge_shift[:, 0].sign()
     for c in (1, 2):
-        sign = torch.where(sign == 0, shift[:, c].sign(), sign)
-    return sign
+        sign = torch.where(sign == 0, edge_shift[:, c].sign(), sign)
+    return once | (images & (sign > 0))

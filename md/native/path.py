@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from ffpretrain.errors import NonFiniteError
 from ffpretrain.md.native.build import NativeUnavailable, load_library
 from ffpretrain.md.native.weights import KINDS, flatten, unsupported
 from ffpretrain.md.paths import DENSE_ATOMS, Array, Evaluation, has_volume
 from ffpretrain.md.verlet import VerletList
+from ffpretrain.pairs import one_direction
 from ffpretrain.potential import Potential
 
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64], Array | None]
@@ -42,7 +43,7 @@ class StructurePairs:
             box = None if cell is None else torch.tensor(cell)
             index, shift = self.list.candidates(torch.from_numpy(positions), box, self.pbc)
             if self.list.builds != self._builds:
-                self.pairs, self._builds = _each_once(index.numpy(), shift.numpy()), self.list.builds
+                self.pairs, self._builds = _each_once(index, shift), self.list.builds
         return self.pairs
 
 
@@ -265,16 +266,8 @@ def _upper_triangle(n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return np.ascontiguousarray(first, dtype=np.int64), np.ascontiguousarray(second, dtype=np.int64)
 
 
-def _each_once(index: NDArray[np.int64], shift: Array) -> Pairs:
-    """Keep one direction of every pair; of an atom and its own image, that of the positive translation."""
-    neighbor, center = index
-    # the sign of the first component that is not zero
-    sign = np.sign(shift[:, 0])
-    for c in (1, 2):
-        sign = np.where(sign == 0, np.sign(shift[:, c]), sign)
-    keep = (center < neighbor) | ((center == neighbor) & (sign > 0))
-    return (
-        np.ascontiguousarray(center[keep]),
-        np.ascontiguousarray(neighbor[keep]),
-        np.ascontiguousarray(shift[keep], dtype=np.float64),
-    )
+def _each_once(index: Tensor, shift: Tensor) -> Pairs:
+    """Keep one direction of every pair."""
+    keep = one_direction(index, shift)
+    neighbor, center = index[:, keep].contiguous().numpy()
+    return center, neighbor, shift[keep].to(torch.float64).contiguous().numpy()
