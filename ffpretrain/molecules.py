@@ -132,10 +132,10 @@ def _rotors(n_atoms: int, lists: list[list[int]], candidates: Iterable[tuple[int
     for a, b in candidates:
         if b not in lists[a] or len(lists[a]) < 2 or len(lists[b]) < 2:
             continue
-        side = _side(lists, a, b)
+        side = side_of(lists, a, b)
         if a in side:
             continue
-        other = _side(lists, b, a)
+        other = side_of(lists, b, a)
         axis, chosen = ((a, b), side) if len(side) <= len(other) else ((b, a), other)
         mask = np.zeros(n_atoms, dtype=np.bool_)
         mask[list(chosen - {axis[1]})] = True
@@ -146,8 +146,14 @@ def _rotors(n_atoms: int, lists: list[list[int]], candidates: Iterable[tuple[int
     )
 
 
-def _side(lists: list[list[int]], start: int, first: int) -> set[int]:
-    """Return the atoms reached from ``first`` without the bond to ``start``; with it where a ring closes."""
+def side_of(lists: list[list[int]], start: int, first: int) -> set[int]:
+    """Return the atoms reached from ``first`` without the bond to ``start``; with it where a ring closes.
+
+    Args:
+        lists: of :func:`neighbour_lists`.
+        start: one atom of the bond.
+        first: the other one.
+    """
     found, stack = {first}, [n for n in lists[first] if n != start]
     while stack:
         atom = stack.pop()

@@ -48,9 +48,13 @@ class Objective(nn.Module, ABC):
             DataError: labels the objective needs are missing.
         """
 
-    #: whether :meth:`draw_noise` takes all random decisions of a step and :meth:`terms_given` never waits:
-    #: only then can whole steps be recorded (:mod:`ffpretrain.training.recorded`)
-    recordable: ClassVar[bool] = False
+    @property
+    def recordable(self) -> bool:
+        """Whether :meth:`draw_noise` takes all random decisions of a step, :meth:`terms_given` never waits.
+
+        Only then can whole steps be recorded (:mod:`ffpretrain.training.recorded`).
+        """
+        return False
 
     def draw_noise(
         self,
@@ -160,6 +164,13 @@ def graph_of(sample: Sample | Graph) -> Graph:
 def index_of(sample: Sample | Graph) -> Tensor | None:
     """Return the identifiers of a sample's structures ``[B]``, or None."""
     return sample.extras.get("index") if isinstance(sample, Sample) else None
+
+
+def happens(probability: float, generator: torch.Generator) -> bool:
+    """Decide from the step's generator; without a draw where it is certain."""
+    if probability == 1:
+        return True
+    return bool(torch.rand((), generator=generator, device=generator.device) < probability)
 
 
 def label(sample: Sample | Graph, name: str) -> Tensor:

@@ -90,8 +90,12 @@ class DeNS(Supervised):
     """
 
     name: ClassVar[str] = "dens"
-    recordable: ClassVar[bool] = False
     sigmas: Tensor
+
+    @property
+    def recordable(self) -> bool:
+        """See :class:`~ffpretrain.objectives.base.Objective`: its draws and its terms are one."""
+        return False
 
     def __init__(
         self,

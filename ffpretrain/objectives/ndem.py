@@ -31,7 +31,7 @@ from ffpretrain.errors import ConfigError
 from ffpretrain.graphs import Graph, Sample
 from ffpretrain.heads import VectorHead
 from ffpretrain.noise import Noise, masked_multiscale_noise, noise_levels
-from ffpretrain.objectives.base import displaced, graph_of, index_of
+from ffpretrain.objectives.base import displaced, graph_of, happens, index_of
 from ffpretrain.objectives.supervised import Supervised
 from ffpretrain.potential import Potential
 
@@ -106,6 +106,9 @@ class NDeM(Supervised):
         huber_delta: float = 0.1,
         energy_per_atom: bool = False,
         main_head: str = "energy-gradient",
+        stretch_weight: float = 0.0,
+        stretch_force: float = 1.0,
+        stretch_probability: float = 0.25,
     ) -> None:
         super().__init__(
             potential,
@@ -116,6 +119,9 @@ class NDeM(Supervised):
             huber_delta,
             energy_per_atom,
             main_head,
+            stretch_weight,
+            stretch_force,
+            stretch_probability,
         )
         if not 0 <= ndem_weight < float("inf"):
             raise ConfigError(f"ndem_weight={ndem_weight} must be finite and not negative")
@@ -156,7 +162,7 @@ class NDeM(Supervised):
         """See :class:`~ffpretrain.objectives.base.Objective`; adds ``ndem``, ``ndem_zero``."""
         graph = graph_of(sample)
         noise = self.draw_noise(graph.batch, graph.n_graphs, index_of(sample), generator, graph.pos.dtype)
-        return self.terms_given(sample, noise)
+        return self.with_stretch(self.terms_given(sample, noise), sample, generator)
 
     def draw_noise(
         self,
@@ -167,7 +173,7 @@ class NDeM(Supervised):
         dtype: torch.dtype = torch.float64,
     ) -> Noise | None:
         """See :class:`~ffpretrain.objectives.base.Objective`; None where a step is without auxiliary task."""
-        if self.ndem_weight == 0 or not self._takes_part(generator):
+        if self.ndem_weight == 0 or not happens(self.batch_probability, generator):
             return None
         return masked_multiscale_noise(
             batch,
@@ -216,12 +222,6 @@ class NDeM(Supervised):
                 "only_corrupted: false; set both, or train with one device"
             )
         return None
-
-    def _takes_part(self, generator: torch.Generator) -> bool:
-        """Decide, from the step's generator, whether this step has the auxiliary task."""
-        if self.batch_probability == 1:
-            return True
-        return bool(torch.rand((), generator=generator, device=generator.device) < self.batch_probability)
 
     def _displaced(self, part: Graph, shift: Tensor) -> Graph:
         """Return noisy structures; a compiled branch keeps all pairs and reads no edges."""

@@ -71,10 +71,11 @@ def test_openmm_aspirin_in_water(tmp_path: Path) -> None:
     assert (tmp_path / "aspirin_in_water.dcd").stat().st_size > 0
 
 
-def test_relabelling_says_what_to_install(tmp_path: Path) -> None:
+@pytest.mark.parametrize("script", ["relabel_with_pyscf.py", "stretch_with_pyscf.py"])
+def test_examples_with_pyscf_say_what_to_install(script: str, tmp_path: Path) -> None:
     """PySCF may be there or not: here it is not."""
     (tmp_path / "pyscf.py").write_text("raise ImportError('absent')\n")
-    command = [sys.executable, str(EXAMPLES / "relabel_with_pyscf.py"), "frames.extxyz"]
+    command = [sys.executable, str(EXAMPLES / script)]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert result.returncode == 2 and result.stdout == ""
