@@ -3,7 +3,8 @@
 The time inside the model is measured within the step itself, by a clock around the native path's call, so the
 difference is not that of two runs. Measured with the native network of ndem-aspirin, and once more with a
 path that answers at once, where the whole step is overhead. Included is the engine's own work: ASE's velocity
-Verlet, OpenMM's integrator on its Reference and CPU platforms.
+Verlet, OpenMM's integrator on its Reference and CPU platforms. The floor is that work alone: the same engine,
+the same atoms, and a calculator, Python function or module that returns the same arrays every time.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from ase import units
+from ase import Atoms, units
 from ase.md.verlet import VelocityVerlet
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -74,7 +76,6 @@ def ase_steps() -> Steps:
 
 def openmm_steps(platform: str) -> Steps:
     import openmm
-    from openmm import unit
 
     from ffpretrain.md.openmm import add_force
 
@@ -82,6 +83,13 @@ def openmm_steps(platform: str) -> Steps:
     for mass in atoms.get_masses():
         system.addParticle(float(mass))
     add_force(system, MODEL, atoms.numbers.tolist())
+    return openmm_run(system, platform, atoms)
+
+
+def openmm_run(system: Any, platform: str, atoms: Atoms) -> Steps:
+    import openmm
+    from openmm import unit
+
     integrator = openmm.VerletIntegrator(0.5 * unit.femtoseconds)
     properties = {"Threads": "1"} if platform == "CPU" else {}
     context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName(platform), properties)
@@ -106,6 +114,48 @@ def external_steps() -> Steps:
     def run(steps: int) -> None:
         for k in range(steps):
             external.calculate(moved[k], box)
+
+    return run
+
+
+def ase_floor() -> Steps:
+    atoms = aspirin()
+    forces = np.zeros((len(atoms), 3))
+
+    class Constant:
+        """Not of ASE's class, whose search for changes would be the larger part."""
+
+        def get_forces(self, atoms: Atoms) -> Any:
+            return forces
+
+    atoms.calc = Constant()
+    atoms.set_momenta(draw_momenta(atoms, 300.0, np.random.default_rng(0)))
+    return VelocityVerlet(atoms, 0.5 * units.fs).run
+
+
+def openmm_floor(platform: str) -> Steps:
+    import openmm
+
+    atoms, system = aspirin(), openmm.System()
+    for mass in atoms.get_masses():
+        system.addParticle(float(mass))
+    forces = np.zeros((len(atoms), 3))
+
+    def constant(state: Any) -> tuple[float, Any]:
+        state.getPositions(asNumpy=True)
+        return 0.0, forces
+
+    system.addForce(openmm.PythonForce(constant))
+    return openmm_run(system, platform, atoms)
+
+
+def external_floor() -> Steps:
+    """Return what takes the positions and gives back an energy and forces, as tensors."""
+    rest = torch.tensor(aspirin().positions).unsqueeze(0)
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            torch.zeros(1, 1, dtype=torch.float64), rest.to(torch.float32).to(torch.float64)
 
     return run
 
@@ -148,13 +198,24 @@ def main() -> None:
         found = measure(steps, clock)
         clock.answer = True
         trivial = measure(steps, clock)
+    floors = measure(
+        {
+            name: {"ase": ase_floor, "External": external_floor}.get(
+                name, partial(openmm_floor, name.split()[-1])
+            )()
+            for name in steps
+        },
+        clock,
+    )
     for name, row in found.items():
         row["overhead_with_trivial_model_ms"] = trivial[name]["overhead_ms"]
+        row["floor_ms"] = floors[name]["step_ms"]
         row["target_ms"] = TARGETS[name]
         results[name] = row
         print(
             f"{name}: step {row['step_ms']:.3f} ms, outside the model {row['overhead_ms']:.3f} ms, with a "
-            f"trivial model {row['overhead_with_trivial_model_ms']:.3f} ms; target {row['target_ms']} ms"
+            f"trivial model {row['overhead_with_trivial_model_ms']:.3f} ms; the engine alone "
+            f"{row['floor_ms']:.3f} ms; target {row['target_ms']} ms"
         )
     content = {"machine": machine(), "what": f"{MODEL}, native, 1 thread", "results": results}
     write("speed_adapters", content, started, options.out)
