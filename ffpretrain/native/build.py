@@ -19,6 +19,8 @@ from pathlib import Path
 
 from ffpretrain.datasets.cache import cache_folder
 
+#: what all native code includes
+_SHARED = Path(__file__).resolve().parent
 _COMPILERS = ("c++", "g++", "clang++")
 _TIMEOUT = 300
 
@@ -37,7 +39,7 @@ class NativeLibrary:
     """Native code in a folder of its own, built and loaded when first asked for.
 
     Args:
-        folder: holds ``module.cpp``, which is compiled, and the headers it includes.
+        folder: holds ``module.cpp``, which is compiled, and the headers it includes beside ``lanes.hpp``.
         declare: sets the argument types of its functions.
         openmp: use OpenMP where the compiler has it.
     """
@@ -99,7 +101,7 @@ class NativeLibrary:
 
     def _name(self, compiler: str) -> str:
         value = hashlib.sha256()
-        for path in sorted(self._folder.glob("*.[ch]pp")):
+        for path in [*sorted(self._folder.glob("*.[ch]pp")), _SHARED / "lanes.hpp"]:
             value.update(path.read_bytes())
         version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
         for part in (compiler, version, *_flags(), platform.machine(), _instruction_sets()):
@@ -133,7 +135,7 @@ def _compile(compiler: str, flags: list[str], source: Path, path: Path) -> None:
     """
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".so")
     os.close(handle)
-    command = [compiler, *flags, str(source), "-o", temporary]
+    command = [compiler, *flags, f"-I{_SHARED}", str(source), "-o", temporary]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
         if done.returncode:

@@ -129,7 +129,7 @@ template <class T> struct Pairs {
   void bumps(const std::vector<T>& arguments, int64_t k) {
     const int64_t n = size() * k;
     basis.resize(n + width<T>), basis_slope.resize(n);
-    for (int64_t i = 0; i < n; i += width<T>) store<T>(&basis[i], exp<T>(-load(&arguments[i])));
+    for (int64_t i = 0; i < n; i += width<T>) store<T>(&basis[i], exp_of<T>(-load(&arguments[i])));
     for (int64_t i = 0; i < n; ++i) basis[i] = arguments[i] < T(40) ? basis[i] : T(0);
   }
 };
