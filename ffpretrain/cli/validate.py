@@ -88,5 +88,8 @@ def validate(
 def _verdict(result: ValidationResult) -> str:
     """Return the last two lines: the verdict and where the report is."""
     missed = [name for name, check in result.checks.items() if check.status == "missed"]
+    undecided = [name for name, check in result.checks.items() if check.status == "undecided"]
     verdict = f"missed: {', '.join(missed)}" if missed else "passed"
+    if undecided:
+        verdict += f"; undecided: {', '.join(undecided)}"
     return f"{verdict}\nreport      {result.paths['report']}"

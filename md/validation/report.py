@@ -19,7 +19,13 @@ TITLES = {
     "distances": "Distances as in the data",
     "own-frames": "Error on own frames",
 }
-_COLOURS = {"passed": "#1a7f37", "missed": "#c0392b", "reported": "#1f5fa8", "not run": "#777777"}
+_COLOURS = {
+    "passed": "#1a7f37",
+    "missed": "#c0392b",
+    "undecided": "#b35900",
+    "reported": "#1f5fa8",
+    "not run": "#777777",
+}
 _STYLE = """
 body{font:14px/1.4 system-ui,sans-serif;margin:1.5em auto;max-width:60em;padding:0 1em;color:#222}
 h1{font-size:1.4em;margin:0 0 .2em}table{border-collapse:collapse;width:100%;margin:.8em 0}

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-#: ``reported`` is a number without a threshold; ``not run`` says why in its summary
-Status = Literal["passed", "missed", "reported", "not run"]
+#: ``undecided``: too few data or too short a run to tell; ``reported`` is a number without a threshold; ``not
+#: run`` says why in its summary
+Status = Literal["passed", "missed", "undecided", "reported", "not run"]
 
 
 @dataclass(frozen=True)

@@ -147,16 +147,35 @@ def check_distances(run: ReplicaRun, temperatures: tuple[float, ...], data: Trai
             f", its {len(data.positions)} frames reweighted to the ensemble of their labels (as sampled: "
             f"{measured['hr_mae_as_sampled']:.4f})"
         )
+    status = verdict(error <= HR_MAE)
     if sampling is not None and of_data is not None:
         # independent errors of about the same shape add in squares
-        summary += f"; with this little sampling a perfect model has about {np.hypot(sampling, of_data):.3f}"
+        perfect = float(np.hypot(sampling, of_data))
+        measured["of_a_perfect_model"] = perfect
+        summary += f"; with this little sampling a perfect model has about {perfect:.3f}"
+        if status == "missed" and too_little_sampling(error, perfect):
+            status = "undecided"
+            summary += ": sample more (--level full, --replicas, more --data) to decide"
     last = int(np.flatnonzero(own + theirs).max()) + 2
     series = {
         "distance": distances.centres()[:last].tolist(),
         "model": own[:last].tolist(),
         "data": theirs[:last].tolist(),
     }
-    return Check("distances", verdict(error <= HR_MAE), summary, measured, series)
+    return Check("distances", status, summary, measured, series)
+
+
+def too_little_sampling(error: float, perfect: float) -> bool:
+    """Say whether an h(r) above the threshold says nothing about the model.
+
+    So it is where a perfect model would be above it as well, and what sampling leaves unexplained is below:
+    the two add in squares.
+
+    Args:
+        error: measured.
+        perfect: what a perfect model would show with the same sampling.
+    """
+    return perfect > HR_MAE and error**2 - perfect**2 <= HR_MAE**2
 
 
 def failed_frames(atoms: Atoms, failures: list[dict[str, Any]]) -> list[Atoms]:

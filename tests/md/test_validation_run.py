@@ -61,6 +61,7 @@ from ffpretrain.md.validation.stability import (
     failed_frames,
     make_replicas,
     run_replicas,
+    too_little_sampling,
 )
 from ffpretrain.md.validation.subject import Subject
 from ffpretrain.md.validation.training_data import TrainingFrames, read_frames
@@ -234,6 +235,31 @@ def test_distances_as_in_the_data_pass_and_others_miss(morse: Model, tmp_path: P
     assert check.status == "missed" and check.measured["hr_mae"] > 0.5
     assert sum(check.series["data"]) * BIN == pytest.approx(1.0)
     assert check_distances(done, TEMPERATURES, None).status == "not run"
+
+
+@pytest.mark.parametrize(
+    ("error", "perfect", "nothing"),
+    [(0.06, 0.055, True), (0.06, 0.04, False), (0.3, 0.055, False), (0.08, 0.07, True)],
+)
+def test_a_miss_that_a_perfect_model_would_share_decides_nothing(
+    error: float, perfect: float, nothing: bool
+) -> None:
+    assert too_little_sampling(error, perfect) is nothing
+
+
+def test_few_frames_of_the_same_ensemble_do_not_decide(morse: Model, tmp_path: Path) -> None:
+    """Two disjoint samples of one distribution, each so small that they differ by more than the threshold."""
+    done = run(morse(), tmp_path / "replicas.npz", data=frames_of(molecule("CH4"), 50))
+    rng = np.random.default_rng(3)
+    hot = torch.arange(len(done.temperatures)) % 2 == 1
+    truth = np.zeros(done.distances.bins)
+    truth[40:90] = 1 / 50
+    for replica in np.flatnonzero(hot.numpy()):
+        done.distances.counts[replica] = torch.tensor(rng.multinomial(8_000, truth))
+    few = TrainingFrames("few", np.zeros((1, 5, 3)), True, 500.0, rng.multinomial(8_000, truth, size=2), None)
+    check = check_distances(done, TEMPERATURES, few)
+    assert check.measured["hr_mae"] > 0.05 and check.measured["of_a_perfect_model"] > 0.05
+    assert check.status == "undecided" and "sample more" in check.summary
 
 
 def test_training_frames_are_those_of_the_molecule(morse: Model, tmp_path: Path) -> None:
