@@ -255,8 +255,8 @@ def test_few_frames_of_the_same_ensemble_do_not_decide(morse: Model, tmp_path: P
     truth = np.zeros(done.distances.bins)
     truth[40:90] = 1 / 50
     for replica in np.flatnonzero(hot.numpy()):
-        done.distances.counts[replica] = torch.tensor(rng.multinomial(8_000, truth))
-    few = TrainingFrames("few", np.zeros((1, 5, 3)), True, 500.0, rng.multinomial(8_000, truth, size=2), None)
+        done.distances.counts[replica] = torch.tensor(rng.multinomial(5_000, truth))
+    few = TrainingFrames("few", np.zeros((1, 5, 3)), True, 500.0, rng.multinomial(6_000, truth, size=2), None)
     check = check_distances(done, TEMPERATURES, few)
     assert check.measured["hr_mae"] > 0.05 and check.measured["of_a_perfect_model"] > 0.05
     assert check.status == "undecided" and "sample more" in check.summary
