@@ -7,13 +7,17 @@ differentiated when it runs. Building takes 20 s to 90 s and halves the time of 
 
 from __future__ import annotations
 
+import os
+import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from ffpretrain.datasets.cache import cache_folder
 from ffpretrain.md.paths import DenseFunction, dense_function
 from ffpretrain.potential import Potential
 
@@ -21,6 +25,10 @@ _T = TypeVar("_T")
 #: ``compile="auto"`` compiles for runs of at least this many steps. For aspirin on two cores a compiled step
 #: saves 6 ms to 12 ms and building takes about 60 s, so it pays from 5,000 to 10,000 steps on.
 COMPILE_MIN_STEPS = 20_000
+
+
+#: where torch's compiler and Triton keep what they built
+_KEPT_IN = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
 
 class CompileWarning(UserWarning):
@@ -63,7 +71,7 @@ def compile_function(
         traced.graph.eliminate_dead_code()
         traced.recompile()
         built = torch.compile(traced, dynamic=False, fullgraph=True, options=options)
-        with torch.no_grad():
+        with kept_builds(), torch.no_grad():
             built(pos)
     except Exception as error:  # tracing, inductor and the C++ compiler each raise their own kinds
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -81,3 +89,26 @@ def compile_function(
         return result
 
     return run
+
+
+@contextmanager
+def kept_builds() -> Iterator[None]:
+    """Let torch's compiler keep what it builds in the cache folder, where a later process finds it.
+
+    It files by content: the traced graph with its shapes, torch's version, device, compiler and options.
+    Weights are inputs of what it builds, so that a model trained anew is served by the old code with its own
+    weights, and never by another model's. Where the environment says where to keep builds, that holds.
+    """
+    before = {name: os.environ.get(name) for name in _KEPT_IN}
+    # torch itself writes its default there, a folder of temporary files, when parts of it are imported
+    default = os.path.join(tempfile.gettempdir(), "torchinductor_")
+    if (before["TORCHINDUCTOR_CACHE_DIR"] or default).startswith(default):
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_folder() / "inductor")
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -7,6 +7,7 @@ import os
 import pickle
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -293,6 +294,30 @@ def test_compiled_numbers_pass_the_gate(few_operations: Potential, ethanol: Atom
     assert found.energy == pytest.approx(expected.energy, abs=1e-6)
     assert ("compiled" in runtime.backend) != bool(without_compiler)
     assert set(runtime.agreement) == ({"dense"} if without_compiler else {"dense compiled"})
+
+
+def test_builds_are_kept_in_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("FFPRETRAIN_CACHE", str(tmp_path))
+    seen = []
+
+    def build(module: Any, **options: Any) -> Any:
+        def built(pos: torch.Tensor) -> Any:
+            seen.append(os.environ.get(names[0]))
+            os.environ[names[1]] = "as torch does"
+            return module(pos)
+
+        return built
+
+    monkeypatch.setattr(compiled.torch, "compile", build)
+    function = compiled.compile_function(lambda pos: (2 * pos,), torch.ones(2, 3))
+    assert function is not None and seen == [str(tmp_path / "inductor")]
+    assert names[1] not in os.environ
+    monkeypatch.setenv(names[0], "elsewhere")
+    compiled.compile_function(lambda pos: (2 * pos,), torch.ones(2, 3))
+    assert seen[-1] == "elsewhere" and os.environ[names[0]] == "elsewhere"
 
 
 def test_no_compiler_is_said_once(
