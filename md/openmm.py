@@ -12,6 +12,7 @@ from ffpretrain.md.calculator import Model, load_model
 from ffpretrain.md.export import export_torch_force
 from ffpretrain.md.openmm_function import ModelFunction, reference_of
 from ffpretrain.md.unfamiliar import checked_numbers
+from ffpretrain.neighbors import refuse_crowded
 
 try:
     import openmm
@@ -62,8 +63,8 @@ def add_force(
         ArtifactError: no such model, or a damaged one.
         ConfigError: an unknown option, a device that is absent, or a model without an energy.
         UnsupportedInputError: elements or a composition the model was not trained on, a wrong number of
-            atomic numbers, virtual sites or constraints among the atoms, a box without volume, or no
-            ``periodic`` beside forces that are.
+            atomic numbers, virtual sites or constraints among the atoms, a box without volume or too small
+            for the atoms, or no ``periodic`` beside forces that are.
     """
     count = system.getNumParticles()
     particles = list(range(count)) if atoms is None else _checked_atoms(atoms, count)
@@ -74,7 +75,7 @@ def add_force(
         )
     _refuse_moved_by_others(system, particles)
     if periodic:
-        check_box(system.getDefaultPeriodicBoxVectors())
+        check_box(system.getDefaultPeriodicBoxVectors(), len(numbers))
     elif system.usesPeriodicBoundaryConditions():
         raise UnsupportedInputError(
             "other forces of the system are periodic and this one is not; give periodic=True, which also "
@@ -106,7 +107,7 @@ def create_system(topology: Topology, model: Model) -> openmm.System:
         system.addParticle(atom.element.mass)
     box = topology.getPeriodicBoxVectors()
     if box is not None:
-        check_box(box)
+        check_box(box, len(numbers))
         system.setDefaultPeriodicBoxVectors(*box)
     add_force(system, model, numbers, periodic=box is not None)
     system.addForce(openmm.CMMotionRemover())
@@ -160,19 +161,22 @@ def topology_numbers(topology: Topology, atoms: Iterable[int] | None = None) -> 
     return [atom.element.atomic_number for atom in chosen]
 
 
-def check_box(vectors: Any) -> None:
-    """Refuse box vectors, with or without OpenMM's units, that span no volume.
+def check_box(vectors: Any, n_atoms: int) -> None:
+    """Refuse box vectors, with OpenMM's units, that span no volume or one too small for some atoms.
 
     Raises:
-        UnsupportedInputError: their volume is zero or not finite.
+        UnsupportedInputError: their volume is zero or not finite, or as
+            :func:`~ffpretrain.neighbors.refuse_crowded`.
     """
     raw = vectors.value_in_unit(unit.angstrom) if unit.is_quantity(vectors) else vectors
     rows = [v.value_in_unit(unit.angstrom) if unit.is_quantity(v) else v for v in raw]
-    volume = abs(float(np.linalg.det(np.array(rows, dtype=np.float64))))
+    cell = np.array(rows, dtype=np.float64)
+    volume = abs(float(np.linalg.det(cell)))
     if not 1e-6 < volume < np.inf:
         raise UnsupportedInputError(
             "the periodic box has no volume; set three box vectors that are linearly independent, or none"
         )
+    refuse_crowded(cell, (True,) * 3, n_atoms)
 
 
 def _checked_atoms(atoms: Iterable[int], count: int) -> list[int]:

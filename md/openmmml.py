@@ -106,9 +106,9 @@ class _Implementation:
             raise ConfigError(f"unknown option {key!r} of createSystem{nearest(key, _OPTIONS[1:])}")
         chosen = None if atoms is None else [int(index) for index in atoms]
         box = topology.getPeriodicBoxVectors()
-        if box is not None:
-            check_box(box)
         numbers = topology_numbers(topology, chosen)
+        if box is not None:
+            check_box(box, len(numbers))
         force = make_force(
             self.model,
             numbers,

@@ -417,6 +417,22 @@ def test_a_box_without_volume(potential: Potential, ethanol: Atoms, box: np.ndar
             system, potential, ethanol.numbers, periodic=True)  # fmt: skip
 
 
+@pytest.mark.parametrize(("width", "message"), [(0.15, "Å³ for 9 atoms"), (0.002, "from its own image")])
+def test_a_box_too_small_for_atoms(potential: Potential, ethanol: Atoms, width: float, message: str) -> None:
+    """When it is given, and when it has come to be so in a context."""
+    message += ".*check the units"
+    topology, _ = ethanol_topology()
+    topology.setPeriodicBoxVectors(width * np.eye(3) * unit.nanometer)
+    with pytest.raises(UnsupportedInputError, match=message):
+        create_system(topology, potential)
+    ethanol.set_cell([9, 9, 9])
+    ethanol.pbc = True
+    made = context(set_up(potential, ethanol), ethanol.positions)
+    made.setPeriodicBoxVectors(*(width * np.eye(3)))
+    with pytest.raises(openmm.OpenMMException, match=message):
+        evaluated(made)
+
+
 def test_options_that_cannot_be(potential: Potential, ethanol: Atoms) -> None:
     system = particles(ethanol.get_masses())
     refused("force group 32 is not one of 0 to 31", ConfigError,
