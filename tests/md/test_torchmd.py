@@ -265,7 +265,11 @@ def shrink(box: torch.Tensor) -> torch.Tensor:
             "structure 0: the position of atom 3",
         ),
         (lambda p, b: (torch.cat([p[:1], p[1:] * torch.inf]), b), "structure 1: the position of atom 0"),
-        (lambda p, b: (p[:, [0, 0, *range(2, 9)]], b), "structure 0: atoms 0 and 1 are at the same place"),
+        # named where it is evaluated natively, which for a network this narrow depends on the processor
+        (
+            lambda p, b: (p[:, [0, 0, *range(2, 9)]], b),
+            "structure 0: (atoms 0 and 1|two atoms) are at the same place",
+        ),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused(
