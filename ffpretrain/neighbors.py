@@ -17,6 +17,10 @@ from ffpretrain.errors import UnsupportedInputError
 
 #: above this number of atoms the all-pairs matrix is slower than a cell list, and its memory grows as N²
 DENSE_LIMIT = 200
+#: Å between an atom and its own image: no two atoms but those of H2 come as close
+IMAGE_DISTANCE = 1.0
+#: Å³ for each atom of a cell that repeats in all directions: diamond has 5.7, hydrogen at 500 GPa still 1.3
+VOLUME_PER_ATOM = 1.0
 
 
 def neighbor_list(
@@ -34,8 +38,8 @@ def neighbor_list(
         ``edge_index [2, E]`` (neighbour, centre) and ``edge_shift [E, 3]`` in Å, on the device of ``pos``.
 
     Raises:
-        UnsupportedInputError: a periodic direction has no cell vector, the cell has no volume, or two atoms
-            are at the same place, where a pair has no direction.
+        UnsupportedInputError: a periodic direction has no cell vector, the cell has no volume or is too small
+            for atoms, or two atoms are at the same place, where a pair has no direction.
     """
     if not any(pbc) and len(pos) <= DENSE_LIMIT:
         return _all_pairs(pos, cutoff)
@@ -59,6 +63,7 @@ def _cell_list(pos: Tensor, cutoff: float, cell: Tensor | None, pbc: Sequence[bo
     xyz = pos.detach().to("cpu", torch.float64).numpy()
     if any(pbc):
         box = _checked_cell(cell, pbc)
+        refuse_crowded(box, pbc, len(xyz))
     else:
         # matscipy wants a cell that holds the atoms; without periodicity its shape does not matter
         box = np.diag(np.ptp(xyz, axis=0) + 2 * cutoff)
@@ -100,3 +105,46 @@ def _checked_cell(cell: Tensor | None, pbc: Sequence[bool]) -> NDArray[np.float6
     if abs(np.linalg.det(box)) < 1e-6:
         raise UnsupportedInputError("the cell has no volume; its vectors must be linearly independent")
     return box
+
+
+def refuse_crowded(cell: NDArray[np.float64], pbc: Sequence[bool], n_atoms: int) -> None:
+    """Refuse a cell that is too small for any matter, before its images fill the memory.
+
+    It is a slip in the units as a rule. The bounds are those of atoms, not of a cutoff: primitive cells of
+    metals repeat within 2.5 Å, a chain of carbon within 1.3 Å.
+
+    Args:
+        cell: lattice vectors in rows ``[3, 3]`` Å, which span a volume.
+        pbc: which directions repeat; at least one.
+        n_atoms: in the cell.
+
+    Raises:
+        UnsupportedInputError: an atom would be closer than :data:`IMAGE_DISTANCE` to its own image, or the
+            atoms of a crystal would have less than :data:`VOLUME_PER_ATOM` each.
+    """
+    mend = "check the units: these are Å, OpenMM and GROMACS write nm"
+    distance = _image_distance(cell, pbc)
+    if distance < IMAGE_DISTANCE:
+        raise UnsupportedInputError(
+            f"in this cell an atom is {distance:.3g} Å from its own image, closer than atoms come "
+            f"({IMAGE_DISTANCE:g} Å); {mend}"
+        )
+    volume = abs(float(np.linalg.det(cell)))
+    if all(pbc) and volume < VOLUME_PER_ATOM * n_atoms:
+        raise UnsupportedInputError(
+            f"the cell has {volume:.3g} Å³ for {n_atoms} atoms, less than the {VOLUME_PER_ATOM:g} Å³ that an "
+            f"atom takes under any pressure; {mend}"
+        )
+
+
+def _image_distance(cell: NDArray[np.float64], pbc: Sequence[bool]) -> float:
+    """Return a lower bound in Å of the distance between images; it is exact where it is below the limit."""
+    from ase.geometry import minkowski_reduce
+
+    vectors = cell[np.asarray(pbc, dtype=bool)]
+    # heights are quick to find, but a skewed choice of vectors has small ones on any lattice
+    heights = 1.0 / np.sqrt(np.diag(np.linalg.inv(vectors @ vectors.T)))
+    if heights.min() >= IMAGE_DISTANCE:
+        return float(heights.min())
+    reduced = minkowski_reduce(cell, [bool(p) for p in pbc])[0][np.asarray(pbc, dtype=bool)]
+    return float(np.linalg.norm(reduced, axis=1).min())

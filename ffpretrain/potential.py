@@ -84,8 +84,11 @@ class Model(nn.Module):
         from ase.data import chemical_symbols
 
         have = set(self.elements)
-        unknown = sorted(set(z.tolist()) - have)
-        names = [chemical_symbols[n] if 0 < n < len(chemical_symbols) else str(n) for n in unknown]
+        unknown = set(z.tolist()) - have
+        ordered = sorted(unknown - {0})
+        names = [chemical_symbols[n] if 0 < n < len(chemical_symbols) else str(n) for n in ordered]
+        if 0 in unknown:  # a dummy atom, which ASE writes so
+            names.append("X, which is no element")
         raise UnsupportedInputError(
             f"the model was not trained on {', '.join(names)}; it knows "
             f"{', '.join(chemical_symbols[n] for n in sorted(have) if n < len(chemical_symbols))}"

@@ -17,7 +17,7 @@ from torch import nn
 
 from ffpretrain.artifacts import load_potential
 from ffpretrain.errors import ArtifactError, ConfigError, UnsupportedInputError
-from ffpretrain.md.committee import SpreadLimit, SpreadPolicy
+from ffpretrain.md.committee import SpreadLimit, SpreadPolicy, refuse_other_molecules
 from ffpretrain.md.paths import Evaluation
 from ffpretrain.md.runtime import CompileOption, Runtime
 from ffpretrain.md.unfamiliar import CHARGE_KEYS, SPIN_KEYS, Familiarity, Policy
@@ -66,7 +66,7 @@ class FFCalculator(Calculator):
     Raises:
         ArtifactError: no such model, or a damaged one.
         ConfigError: an unknown option, ``max_spread`` without a committee, or members of a committee with
-            different levels of theory.
+            different levels of theory or for different molecules.
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012 (ASE's)
@@ -106,8 +106,10 @@ class FFCalculator(Calculator):
         self.familiarities = [Familiarity(card, on_unfamiliar, seen) for card in self.cards]
         self._checked: dict[str, Any] | None = None
         _refuse_mixed_theory(self.cards)
+        labels = [_label(m, c) for m, c in zip(members, self.cards, strict=True)]
+        refuse_other_molecules(labels, self.cards)
         self.parameters.update(
-            model=[_label(m, c) for m, c in zip(members, self.cards, strict=True)],
+            model=labels,
             device=str(self.runtimes[0].device),
             dtype=dtype,
             compile=compile,

@@ -1,14 +1,18 @@
-"""How far the members of a committee may disagree before a structure is flagged or refused."""
+"""Which models make a committee, and how far they may disagree before a structure is flagged or refused."""
 
 from __future__ import annotations
 
 import warnings
-from typing import Literal
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ffpretrain.errors import ConfigError, UserError, nearest
+
+if TYPE_CHECKING:
+    from ffpretrain.artifacts import ModelCard
 
 SpreadPolicy = Literal["flag", "stop"]
 POLICIES = ("flag", "stop")
@@ -74,3 +78,60 @@ class SpreadLimit:
         if self.flagged == 1:
             warnings.warn(f"{message}; its results may be wrong", CommitteeSpreadWarning, stacklevel=4)
         return spread
+
+
+class SpreadRecord:
+    """What a committee's spread was over a run.
+
+    Args:
+        structures: looked at, of which the calculator gave a spread.
+        flagged: of these beyond the limit.
+        largest: spread in eV/Å.
+    """
+
+    def __init__(self, structures: int = 0, flagged: int = 0, largest: float = 0.0) -> None:
+        self.structures, self.flagged, self.largest = structures, flagged, largest
+
+    def add(self, results: Mapping[str, Any]) -> None:
+        """Take the calculator's results of a step; those without a spread count for nothing."""
+        spread = results.get("forces_spread")
+        if spread is not None:
+            self.structures += 1
+            self.flagged += bool(results.get("spread_exceeded"))
+            self.largest = max(self.largest, float(spread))
+
+    def state(self) -> dict[str, Any]:
+        """Return what the record is made from again."""
+        return {"structures": self.structures, "flagged": self.flagged, "largest": self.largest}
+
+    def summary(self) -> dict[str, Any] | None:
+        """Return how many steps were flagged and the largest spread in eV/Å; None without a committee."""
+        if not self.structures:
+            return None
+        return {"flagged": self.flagged, "largest_forces_spread": self.largest}
+
+
+def refuse_other_molecules(names: Sequence[str], cards: Sequence[ModelCard | None]) -> None:
+    """Refuse a committee of which no molecule is known to all members, as far as their cards tell.
+
+    Args:
+        names: of the members.
+        cards: theirs; None where nothing is known of one.
+
+    Raises:
+        ConfigError: names two members and what they were trained on.
+    """
+    both = zip(names, cards, strict=True)
+    known = [(name, set(card.compositions)) for name, card in both if card and card.compositions]
+    for place, (name, compositions) in enumerate(known):
+        for other, others in known[:place]:
+            if compositions.isdisjoint(others):
+                raise ConfigError(
+                    f"the members of a committee must be for the same molecules: {other!r} was trained on "
+                    f"{_few(others)}, {name!r} on {_few(compositions)}; give models of one molecule"
+                )
+
+
+def _few(compositions: Collection[str], most: int = 3) -> str:
+    shown = ", ".join(sorted(compositions)[:most])
+    return shown if len(compositions) <= most else f"{shown} and {len(compositions) - most} more"

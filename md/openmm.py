@@ -10,8 +10,10 @@ import numpy as np
 from ffpretrain.errors import ConfigError, MissingDependencyError, UnsupportedInputError
 from ffpretrain.md.calculator import Model, load_model
 from ffpretrain.md.export import export_torch_force
-from ffpretrain.md.openmm_function import ModelFunction, reference_of
-from ffpretrain.md.unfamiliar import checked_numbers
+from ffpretrain.md.openmm_function import ModelFunction, Options, reference_of
+from ffpretrain.md.runtime import CompileOption
+from ffpretrain.md.unfamiliar import Policy, checked_numbers
+from ffpretrain.neighbors import refuse_crowded
 
 try:
     import openmm
@@ -39,6 +41,8 @@ def add_force(
     force_group: int = 0,
     device: str = "auto",
     dtype: str = "float32",
+    compile: CompileOption = "auto",
+    on_unfamiliar: Policy = "warn",
 ) -> int:
     """Add a trained potential to a ``System``; forces that are there already stay as they are.
 
@@ -54,6 +58,9 @@ def add_force(
         force_group: 0 to 31.
         device: ``auto`` (a CUDA device where there is one, else the CPU) or a name torch knows.
         dtype: ``float32`` or ``float64``, of the network; the energy is float64 in both.
+        compile: False evaluates with torch alone; else as for :class:`~ffpretrain.FFCalculator`, natively
+            where the machine and the model allow it.
+        on_unfamiliar: for atoms closer than any in training: ``warn`` once, ``raise`` or ``ignore``.
 
     Returns:
         The index of the force in the system.
@@ -62,8 +69,8 @@ def add_force(
         ArtifactError: no such model, or a damaged one.
         ConfigError: an unknown option, a device that is absent, or a model without an energy.
         UnsupportedInputError: elements or a composition the model was not trained on, a wrong number of
-            atomic numbers, virtual sites or constraints among the atoms, a box without volume, or no
-            ``periodic`` beside forces that are.
+            atomic numbers, virtual sites or constraints among the atoms, a box without volume or too small
+            for the atoms, or no ``periodic`` beside forces that are.
     """
     count = system.getNumParticles()
     particles = list(range(count)) if atoms is None else _checked_atoms(atoms, count)
@@ -74,26 +81,39 @@ def add_force(
         )
     _refuse_moved_by_others(system, particles)
     if periodic:
-        check_box(system.getDefaultPeriodicBoxVectors())
+        check_box(system.getDefaultPeriodicBoxVectors(), len(numbers))
     elif system.usesPeriodicBoundaryConditions():
         raise UnsupportedInputError(
             "other forces of the system are periodic and this one is not; give periodic=True, which also "
             "puts together a molecule that is split over a face of the box"
         )
+    options = Options(device, dtype, compile, on_unfamiliar)
     return system.addForce(
-        make_force(model, numbers, None if atoms is None else particles, periodic, force_group, device, dtype)
+        make_force(model, numbers, None if atoms is None else particles, periodic, force_group, options)
     )
 
 
-def create_system(topology: Topology, model: Model) -> openmm.System:
+def create_system(
+    topology: Topology,
+    model: Model,
+    *,
+    device: str = "auto",
+    dtype: str = "float32",
+    compile: CompileOption = "auto",
+    on_unfamiliar: Policy = "warn",
+) -> openmm.System:
     """Return a ``System`` in which a trained potential moves all atoms of a topology.
 
-    It is periodic where the topology has box vectors, evaluated in float32 on a CUDA device where there is
-    one, has no constraints, and holds a ``CMMotionRemover`` as those that OpenMM's force fields create.
+    It is periodic where the topology has box vectors, has no constraints, and holds a ``CMMotionRemover`` as
+    those that OpenMM's force fields create.
 
     Args:
         topology: of the molecule or material the model is for; its bonds are not read.
         model: as for :func:`add_force`.
+        device: as for :func:`add_force`.
+        dtype: as for :func:`add_force`.
+        compile: as for :func:`add_force`.
+        on_unfamiliar: as for :func:`add_force`.
 
     Raises:
         ArtifactError: as :func:`add_force`.
@@ -106,9 +126,18 @@ def create_system(topology: Topology, model: Model) -> openmm.System:
         system.addParticle(atom.element.mass)
     box = topology.getPeriodicBoxVectors()
     if box is not None:
-        check_box(box)
+        check_box(box, len(numbers))
         system.setDefaultPeriodicBoxVectors(*box)
-    add_force(system, model, numbers, periodic=box is not None)
+    add_force(
+        system,
+        model,
+        numbers,
+        periodic=box is not None,
+        device=device,
+        dtype=dtype,
+        compile=compile,
+        on_unfamiliar=on_unfamiliar,
+    )
     system.addForce(openmm.CMMotionRemover())
     return system
 
@@ -119,8 +148,7 @@ def make_force(
     atoms: Sequence[int] | None,
     periodic: bool,
     force_group: int,
-    device: str,
-    dtype: str,
+    options: Options,
 ) -> openmm.PythonForce:
     """Return the force of :func:`add_force`, not yet part of a system; what depends on one is not checked.
 
@@ -131,7 +159,7 @@ def make_force(
     """
     if not 0 <= force_group < _FORCE_GROUPS:
         raise ConfigError(f"force group {force_group} is not one of 0 to {_FORCE_GROUPS - 1}")
-    function = ModelFunction(checked_numbers(numbers), periodic, device, dtype, reference_of(model))
+    function = ModelFunction(checked_numbers(numbers), periodic, options, reference_of(model))
     # the model is read here, so that what is wrong with it is said before a simulation starts
     function.use(load_model(model))
     force = openmm.PythonForce(function)
@@ -160,19 +188,22 @@ def topology_numbers(topology: Topology, atoms: Iterable[int] | None = None) -> 
     return [atom.element.atomic_number for atom in chosen]
 
 
-def check_box(vectors: Any) -> None:
-    """Refuse box vectors, with or without OpenMM's units, that span no volume.
+def check_box(vectors: Any, n_atoms: int) -> None:
+    """Refuse box vectors, with OpenMM's units, that span no volume or one too small for some atoms.
 
     Raises:
-        UnsupportedInputError: their volume is zero or not finite.
+        UnsupportedInputError: their volume is zero or not finite, or as
+            :func:`~ffpretrain.neighbors.refuse_crowded`.
     """
     raw = vectors.value_in_unit(unit.angstrom) if unit.is_quantity(vectors) else vectors
     rows = [v.value_in_unit(unit.angstrom) if unit.is_quantity(v) else v for v in raw]
-    volume = abs(float(np.linalg.det(np.array(rows, dtype=np.float64))))
+    cell = np.array(rows, dtype=np.float64)
+    volume = abs(float(np.linalg.det(cell)))
     if not 1e-6 < volume < np.inf:
         raise UnsupportedInputError(
             "the periodic box has no volume; set three box vectors that are linearly independent, or none"
         )
+    refuse_crowded(cell, (True,) * 3, n_atoms)
 
 
 def _checked_atoms(atoms: Iterable[int], count: int) -> list[int]:

@@ -16,8 +16,8 @@ from ffpretrain.artifacts import file_sha256
 from ffpretrain.errors import ArtifactError, ConfigError
 from ffpretrain.md.calculator import Model, load_model
 from ffpretrain.md.native.ready import NATIVE_MIN_STEPS
-from ffpretrain.md.runtime import Runtime
-from ffpretrain.md.unfamiliar import Familiarity, require_molecule
+from ffpretrain.md.runtime import CompileOption, Runtime
+from ffpretrain.md.unfamiliar import Familiarity, Policy, require_molecule
 from ffpretrain.zoo import locate
 
 if TYPE_CHECKING:
@@ -65,6 +65,15 @@ def reference_of(model: Model) -> Reference | None:
     return Reference(str(path.resolve()) if name is None else name, file_sha256(path))
 
 
+class Options(NamedTuple):
+    """How a model is evaluated and watched; see :func:`ffpretrain.md.openmm.add_force`."""
+
+    device: str = "auto"
+    dtype: str = "float32"
+    compile: CompileOption = "auto"
+    on_unfamiliar: Policy = "warn"
+
+
 class ModelFunction:
     """What OpenMM calls: a ``State`` in, the energy in kJ/mol and forces ``[N, 3]`` in kJ/mol/nm out.
 
@@ -74,16 +83,14 @@ class ModelFunction:
     Args:
         numbers: atomic numbers ``[N]`` of the particles that OpenMM hands over.
         periodic: whether they repeat in OpenMM's box.
-        device: as for :func:`add_force`.
-        dtype: as for :func:`add_force`.
+        options: how the model is evaluated and watched.
         reference: where the potential is read from; None for one that has no file.
     """
 
     def __init__(
-        self, numbers: NDArray[np.int64], periodic: bool, device: str, dtype: str, reference: Reference | None
+        self, numbers: NDArray[np.int64], periodic: bool, options: Options, reference: Reference | None
     ) -> None:
-        self.numbers, self.periodic, self.device, self.dtype = numbers, periodic, device, dtype
-        self.reference = reference
+        self.numbers, self.periodic, self.options, self.reference = numbers, periodic, options, reference
         self._runtime: Runtime | None = None
         self._familiarity = Familiarity(None, "ignore")
 
@@ -94,9 +101,10 @@ class ModelFunction:
             ConfigError: an unknown option, a device that is absent, or a model without an energy.
             UnsupportedInputError: an element or a composition the model was not trained on.
         """
+        device, dtype, compile, on_unfamiliar = self.options
         require_molecule(potential, self.numbers)
-        self._familiarity = Familiarity(getattr(potential, "card", None), "warn")
-        self._runtime = Runtime(potential, self.device, self.dtype, "auto")
+        self._familiarity = Familiarity(getattr(potential, "card", None), on_unfamiliar)
+        self._runtime = Runtime(potential, device, dtype, compile)
         # OpenMM runs long: worth the seconds that the native code takes to build, once per machine
         self._runtime.expected_steps = NATIVE_MIN_STEPS
         return self._runtime
@@ -106,7 +114,8 @@ class ModelFunction:
 
         Raises:
             ArtifactError: a restored system's model is absent or another one.
-            UnsupportedInputError: as :meth:`ffpretrain.md.Runtime.evaluate`.
+            UnsupportedInputError: as :meth:`ffpretrain.md.Runtime.evaluate`, or atoms closer than any in
+                training under ``raise``.
             NonFiniteError: as :meth:`ffpretrain.md.Runtime.evaluate`.
         """
         runtime = self._runtime or self.use(self._restored())
@@ -138,13 +147,23 @@ class ModelFunction:
             ArtifactError: the potential has no file; OpenMM then says that it cannot write the function.
         """
         if self.reference is None:
-            raise ArtifactError("the potential has no file to refer to; save it with save_potential first")
+            raise ArtifactError(
+                "the System was made from a Potential, of which no file is known; save it with "
+                "save_potential and give add_force the model's name or file"
+            )
         numbers = tuple(self.numbers.tolist())
-        return restore_function, (*self.reference, numbers, self.periodic, self.device, self.dtype)
+        return restore_function, (*self.reference, numbers, self.periodic, *self.options)
 
 
 def restore_function(
-    model: str, sha256: str, numbers: tuple[int, ...], periodic: bool, device: str, dtype: str
+    model: str,
+    sha256: str,
+    numbers: tuple[int, ...],
+    periodic: bool,
+    device: str,
+    dtype: str,
+    compile: CompileOption = "auto",
+    on_unfamiliar: Policy = "warn",
 ) -> ModelFunction:
     """Make again what a ``System`` in XML refers to; the model is read at the first evaluation.
 
@@ -153,8 +172,10 @@ def restore_function(
         sha256: as :class:`Reference`.
         numbers: as :class:`ModelFunction`.
         periodic: as :class:`ModelFunction`.
-        device: as :class:`ModelFunction`.
-        dtype: as :class:`ModelFunction`.
+        device: as :class:`Options`.
+        dtype: as :class:`Options`.
+        compile: as :class:`Options`.
+        on_unfamiliar: as :class:`Options`.
     """
-    reference = Reference(model, sha256)
-    return ModelFunction(np.array(numbers, dtype=np.int64), periodic, device, dtype, reference)
+    options = Options(device, dtype, compile, on_unfamiliar)
+    return ModelFunction(np.array(numbers, dtype=np.int64), periodic, options, Reference(model, sha256))

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ffpretrain.errors import NonFiniteError
+from ffpretrain.errors import NonFiniteError, UnsupportedInputError
 from ffpretrain.graphs import Graph
 from ffpretrain.md.verlet import VerletList
 from ffpretrain.pairs import DensePairs
@@ -184,3 +184,18 @@ def refuse_non_finite(result: Evaluation, where: str = "") -> None:
         )
     if result.energy is not None and not np.isfinite(result.energy):
         raise NonFiniteError(f"{where}the energy is not finite; look for atoms on top of each other")
+
+
+def refuse_shapes(numbers: NDArray[np.int64], positions: Array, cell: Array | None) -> None:
+    """Refuse arrays that do not make a structure together; one without atoms is left to others.
+
+    Raises:
+        UnsupportedInputError: their shapes are not ``[N]``, ``[N, 3]`` and ``[3, 3]``.
+    """
+    if numbers.ndim != 1 or (len(numbers) and positions.shape != (len(numbers), 3)):
+        raise UnsupportedInputError(
+            f"atomic numbers of shape {numbers.shape} and positions of shape {positions.shape} do not belong "
+            "together; give [N] and [N, 3]"
+        )
+    if cell is not None and cell.shape != (3, 3):
+        raise UnsupportedInputError(f"the cell has shape {cell.shape}; give three vectors in rows, [3, 3]")

@@ -19,6 +19,7 @@ from ffpretrain.datasets.sampling import fixed_atoms
 from ffpretrain.errors import ConfigError, DataError, NonFiniteError, UserError
 from ffpretrain.md import velocities
 from ffpretrain.md.calculator import FFCalculator
+from ffpretrain.md.committee import SpreadRecord
 from ffpretrain.md.compiled import COMPILE_MIN_STEPS
 from ffpretrain.md.engines import make_integrator
 from ffpretrain.md.native.ready import NATIVE_MIN_STEPS
@@ -30,6 +31,7 @@ from ffpretrain.md.output import (
     labelled_frame,
     make_folder,
     output_paths,
+    refuse_earlier_run,
     write_frame,
     write_text,
 )
@@ -50,6 +52,7 @@ UNITS = {
     "energy": "eV",
     "drift": "meV/atom/ps",
     "spread": "meV/atom",
+    "forces_spread": "eV/Å",
     "speed": "ns/day",
 }
 #: eV/Å, and steps, where a minimisation before the dynamics stops
@@ -93,7 +96,7 @@ class Run:
         if resume and self.paths is not None:
             self.restart = self._read_restart(self.paths, atoms)
         elif self.paths is not None and not overwrite:
-            _refuse_earlier_run(self.paths)
+            refuse_earlier_run(self.paths)
         start = atoms if self.restart is None else self.restart.atoms
         if start is None:
             raise DataError("there is no structure to start from; give one")
@@ -104,6 +107,7 @@ class Run:
         self.step = 0
         self.kinetic = RunningMoments()
         self.conserved = RunningMoments()
+        self.spread = SpreadRecord()
         self.seconds = 0.0
         self.steps_here = 0
 
@@ -153,6 +157,7 @@ class Run:
             "temperature": {"mean": self.kinetic.mean_y, "std": self.kinetic.std_y},
             "potential_energy": float(atoms.get_potential_energy()),
             "conserved": self._drift(),
+            "committee": self.spread.summary(),
             "speed": {
                 "ns_per_day": None if speed is None else speed * ps * 86.4,
                 "ms_per_step": None if speed is None else 1e3 / speed,
@@ -227,6 +232,7 @@ class Run:
         self.integrator.restore(restart.integrator)
         self.kinetic = RunningMoments(**restart.statistics["temperature"])
         self.conserved = RunningMoments(**restart.statistics["conserved"])
+        self.spread = SpreadRecord(**restart.statistics.get("spread", {}))
         if self._backend() != restart.settings["backend"]:
             had, now = restart.settings["backend"], self._backend()
             mend = "set compile, dtype and device as they were"
@@ -315,6 +321,7 @@ class Run:
             conserved = potential + kinetic + self.integrator.bath_energy()
             self.conserved.add(now, conserved)
         self.kinetic.add(now, kelvin)
+        self.spread.add(self.calculator.results)
         if self.paths is None:
             return
         if self.step % s.interval == 0:
@@ -350,13 +357,15 @@ class Run:
         """Write the restart file, after everything it speaks of."""
         if self.paths is None:
             return
+        sums: dict[str, RunningMoments | SpreadRecord]
+        sums = {"temperature": self.kinetic, "conserved": self.conserved, "spread": self.spread}
         Restart(
             atoms=self._frame(),
             step=self.step,
             settings={**self._identity(), "backend": self._backend()},
             integrator=self.integrator.state(),
             rng=self.rng.bit_generator.state,
-            statistics={"temperature": self.kinetic.state(), "conserved": self.conserved.state()},
+            statistics={key: value.state() for key, value in sums.items()},
             files={"trajectory": self.trajectory.position(), "log": self.log.position()},
         ).save(self.paths.restart)
 
@@ -388,12 +397,3 @@ class Run:
                 f"{self.settings.steps} wanted; ask for more"
             )
         return restart
-
-
-def _refuse_earlier_run(paths: Paths) -> None:
-    there = [path for path in (paths.restart, paths.trajectory, paths.result) if path.exists()]
-    if there:
-        raise DataError(
-            f"{there[0]}: an earlier run is here; continue it (resume), replace it (overwrite) or choose "
-            "another out"
-        )

@@ -34,6 +34,7 @@ from ffpretrain.md.paths import (
     Path,
     dense_fits,
     refuse_non_finite,
+    refuse_shapes,
 )
 from ffpretrain.md.structures import Structure, evaluate_structures
 
@@ -129,8 +130,9 @@ class Runtime:
             pbc: which directions repeat.
 
         Raises:
-            UnsupportedInputError: no atoms, an element the model never saw, a position that is not finite,
-                two atoms at the same place, a periodic direction without cell vector.
+            UnsupportedInputError: no atoms, arrays of other shapes, an element the model never saw, a
+                position that is not finite, two atoms at the same place, a periodic direction without cell
+                vector, a cell too small for atoms.
             AgreementError: the path about to be used gives other numbers than the plain evaluation.
             NonFiniteError: the model's energy or a force is not finite.
         """
@@ -138,6 +140,7 @@ class Runtime:
         positions = np.asarray(positions, dtype=np.float64)
         directions = (bool(pbc[0]), bool(pbc[1]), bool(pbc[2]))
         box = np.asarray(cell, dtype=np.float64) if cell is not None and any(directions) else None
+        refuse_shapes(elements, positions, box)
         path = self.admit(elements, positions, box, directions)
         self._path_name = path.name
         result = path(positions, box)

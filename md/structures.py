@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ffpretrain.errors import UnsupportedInputError
 from ffpretrain.graphs import Graph, batch_graphs, build_graph
 from ffpretrain.md.native import NativeMany, StructurePairs
-from ffpretrain.md.paths import Array, Evaluation, has_volume, refuse_non_finite
+from ffpretrain.md.paths import Array, Evaluation, has_volume, refuse_non_finite, refuse_shapes
 from ffpretrain.potential import Model
 
 if TYPE_CHECKING:
@@ -77,12 +77,14 @@ def evaluate_structures(
 
 def _arrays(structure: Structure) -> _Arrays:
     pbc = (bool(structure.pbc[0]), bool(structure.pbc[1]), bool(structure.pbc[2]))
-    return _Arrays(
+    one = _Arrays(
         np.asarray(structure.numbers, dtype=np.int64),
         np.asarray(structure.positions, dtype=np.float64),
         np.array(structure.cell, dtype=np.float64) if any(pbc) else None,
         pbc,
     )
+    refuse_shapes(one.numbers, one.positions, one.cell)
+    return one
 
 
 def _gate(runtime: Runtime, path: _NativeEnergies | _EagerEnergies, one: _Arrays) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 import warnings
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 FRAMES = 4
+#: status of an engine that is there and does not load
+UNUSABLE = "cannot be imported"
 #: Å, standard deviation of the displacements between the frames
 DISPLACEMENT = 0.05
 
@@ -66,14 +69,17 @@ def check_engines(subject: Subject) -> Check:
     paths = _paths(subject)
     bad = [row["engine"] for row in engines if row["status"] in ("differs", "failed")]
     bad += [f"path {row['path']} {row['dtype']}" for row in paths if row["status"] != "agrees"]
-    there = [row["engine"] for row in engines if row["status"] != "not installed"]
+    there = [row["engine"] for row in engines if row["status"] == "agrees"]
     absent = [row["engine"] for row in engines if row["status"] == "not installed"]
+    unusable = [f"{row['engine']} ({row['error']})" for row in engines if row["status"] == UNUSABLE]
     if bad:
         summary = f"not as ASE in float64: {', '.join(bad)}"
     else:
         summary = f"ASE, {', '.join([*there, f'{len(paths)} paths of the runtime'])} agree"
     if absent:
         summary += f"; not installed: {', '.join(absent)}"
+    if unusable:
+        summary += f"; cannot be imported: {', '.join(unusable)}"
     return Check("engines", verdict(not bad), summary, {"frames": FRAMES, "engines": engines, "paths": paths})
 
 
@@ -92,14 +98,20 @@ def _compare(engine: Engine, subject: Subject, frames: Sequence[Atoms], want: Va
         return {**row, "status": "not installed", "install": f'pip install "ffpretrain[{engine.extra}]"'}
     row["version"] = importlib.metadata.version(engine.package)
     try:
+        importlib.import_module(engine.module)
         found = engine.evaluate(subject, frames)
+    except ImportError as error:  # a system library it needs, say: no fault of ours
+        return {**row, "status": UNUSABLE, "error": _reason(error)}
     except Exception as error:  # engines raise their own kinds; whatever it is, the engine does not work
-        text = " ".join(str(error).split()) or type(error).__name__
-        return {**row, "status": "failed", "error": text[:300]}
+        return {**row, "status": "failed", "error": _reason(error)}
     energy, forces = spread_of(found.energy - want.energy), spread_of(found.forces - want.forces)
     agrees = energy <= ENGINE_ENERGY and forces <= ENGINE_FORCES
     row.update(energy_error=_finite(energy), force_error=_finite(forces))
     return {**row, "status": "agrees" if agrees else "differs"}
+
+
+def _reason(error: Exception) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:300]
 
 
 def _finite(value: float) -> float | None:

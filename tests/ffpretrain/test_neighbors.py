@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from ase.geometry import minkowski_reduce
 from ase.neighborlist import primitive_neighbor_list
 from numpy.typing import NDArray
 
@@ -44,7 +45,7 @@ def test_random_cells(seed: int) -> None:
     """Skewed, left-handed, small and large cells; every mix of directions; atoms inside or far outside."""
     rng = np.random.default_rng(seed)
     cell = rng.normal(size=(3, 3)) * rng.uniform(1.5, 6)
-    while abs(np.linalg.det(cell)) < 3:
+    while abs(np.linalg.det(cell)) < 9 or np.linalg.norm(minkowski_reduce(cell)[0], axis=1).min() < 1:
         cell = rng.normal(size=(3, 3)) * rng.uniform(1.5, 6)
     pbc = [bool(b) for b in np.unravel_index(seed % 8, (2, 2, 2))]
     inside = rng.uniform(0, 1, size=(rng.integers(1, 9), 3)) + rng.integers(-2, 3) * (seed % 2)
@@ -107,3 +108,31 @@ def test_refusals(
     box = None if cell is None else torch.tensor(cell, dtype=torch.float64)
     with pytest.raises(UnsupportedInputError, match=message):
         neighbor_list(torch.tensor(pos, dtype=torch.float64), 3.5, box, pbc)
+
+
+@pytest.mark.parametrize(
+    ("cell", "pbc", "n", "message"),
+    [
+        (np.diag([0.02, 0.02, 0.02]), [True] * 3, 1, r"is 0\.02 Å from its own image.*check the units"),
+        (np.diag([9.0, 0.9, 9.0]), [False, True, True], 1, r"is 0\.9 Å from its own image"),
+        (np.diag([1.5, 1.5, 1.5]), [True] * 3, 9, r"has 3\.38 Å³ for 9 atoms.*check the units"),
+    ],
+)
+def test_cells_too_small_for_atoms(cell: Array, pbc: list[bool], n: int, message: str) -> None:
+    pos = np.random.default_rng(0).uniform(0, 3, (n, 3))
+    with pytest.raises(UnsupportedInputError, match=message) as caught:
+        neighbor_list(torch.tensor(pos), 5.0, torch.tensor(cell), pbc)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("cell", "pbc"),
+    [
+        (1.808 * (1 - np.eye(3)), [True] * 3),  # copper
+        (np.array([[2.29, 0, 0], [1.14, 1.98, 0], [0, 0, 3.58]]), [True] * 3),  # beryllium
+        (np.diag([1.28, 0.5, 0.5]), [True, False, False]),  # a chain of carbon; other widths mean nothing
+        (np.array([[2.5, 0, 0], [25.0, 2.5, 0], [0, 0, 2.5]]), [True] * 3),  # a cube by skewed vectors
+    ],
+)
+def test_primitive_cells_stay(cell: Array, pbc: list[bool]) -> None:
+    assert assert_same_as_ase(np.zeros((1, 3)), 5.0, cell, pbc) >= 6

@@ -288,3 +288,13 @@ def test_bad_options(
 ) -> None:
     with pytest.raises(error, match=message):
         make(potential)
+
+
+def test_a_cell_in_the_wrong_unit_is_refused(potential: Potential, ethanol: Atoms) -> None:
+    """Ethanol in a cube of 1.5 nm given as Å, and in one a thousand times smaller."""
+    ethanol.pbc = True
+    ethanol.calc = FFCalculator(potential, "cpu")
+    for width, message in ((1.5, "Å³ for 9 atoms"), (0.02, "from its own image")):
+        ethanol.set_cell([width] * 3)
+        with pytest.raises(UnsupportedInputError, match=f"{message}.*check the units"):
+            ethanol.get_forces()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ase.io
 import numpy as np
 import pytest
 from ase import Atoms
@@ -81,3 +82,34 @@ def test_bad_limits_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         FFCalculator(members[:count], "cpu", **options)
+
+
+def test_a_run_keeps_what_was_flagged(members: list[Potential], ethanol: Atoms, tmp_path: Path) -> None:
+    """Steps beyond the limit and the largest spread, also of the steps before a run was continued."""
+    limit = 1.0001 * spread_by_hand(members, ethanol)
+    run: dict[str, Any] = {"ensemble": "nve", "temperature": 300, "interval": 1, "out": tmp_path / "run"}
+
+    def continued(steps: int, **options: Any) -> dict[str, Any]:
+        calculator = FFCalculator(members, "cpu", "float64", max_spread=limit)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", CommitteeSpreadWarning)
+            return simulate(ethanol, calculator, steps=steps, **run, **options).summary["committee"]
+
+    first, whole = continued(6), continued(12, resume=True)
+    frames = ase.io.read(tmp_path / "run" / "trajectory.traj", ":")
+    spreads = [spread_by_hand(members, frame) for frame in frames]
+    assert len(spreads) == 13
+    assert 0 < first["flagged"] == sum(s > limit for s in spreads[:7])
+    assert whole["flagged"] == sum(s > limit for s in spreads)
+    assert whole["largest_forces_spread"] == pytest.approx(max(spreads), rel=1e-9)
+    alone = simulate(ethanol, members[0], ensemble="nve", steps=1, device="cpu", dtype="float64")
+    assert alone.summary["committee"] is None
+
+
+def test_members_for_different_molecules_are_refused(with_card: Build) -> None:
+    ethanol, both = with_card(), with_card(compositions=["C2H6O", "CH4O"])
+    FFCalculator([ethanol, both], "cpu")
+    other = with_card(compositions=["C9H8O4"])
+    with pytest.raises(ConfigError, match="trained on C2H6O, 'tiny' on C9H8O4; give models") as caught:
+        FFCalculator([ethanol, both, other], "cpu")
+    assert "\n" not in str(caught.value)

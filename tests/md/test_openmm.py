@@ -33,7 +33,7 @@ from ffpretrain.errors import (  # noqa: E402
 )
 from ffpretrain.heads import VectorHead  # noqa: E402
 from ffpretrain.md.openmm import add_force, create_system  # noqa: E402
-from ffpretrain.md.openmm_function import ModelFunction, restore_function  # noqa: E402
+from ffpretrain.md.openmm_function import ModelFunction, Options, restore_function  # noqa: E402
 from ffpretrain.md.unfamiliar import UnfamiliarInputWarning  # noqa: E402
 from ffpretrain.objectives.fields import DenoisingField  # noqa: E402
 from ffpretrain.potential import Potential  # noqa: E402
@@ -282,7 +282,8 @@ def test_xml_holds_a_function_a_name_and_a_checksum(ethanol: Atoms) -> None:
     texts = [argument for _, argument in operations if isinstance(argument, str)]
     sha256 = file_sha256(Path(load_file("ndem-ethanol")))
     assert texts == [
-        "ffpretrain.md.openmm_function", "restore_function", "ndem-ethanol", sha256, "cpu", "float64"
+        "ffpretrain.md.openmm_function", "restore_function", "ndem-ethanol", sha256, "cpu", "float64",
+        "auto", "warn",
     ]  # fmt: skip
     assert [name for name, _ in operations].count("STACK_GLOBAL") == 1
     assert not {"GLOBAL", "INST", "OBJ", "BUILD", "NEWOBJ"} & {name for name, _ in operations}
@@ -324,17 +325,15 @@ def test_a_potential_without_file_cannot_be_written(potential: Potential, ethano
     system = set_up(potential, ethanol)
     with pytest.raises(openmm.OpenMMException, match="could not be pickled"):
         openmm.XmlSerializer.serialize(system)
-    function = ModelFunction(ethanol.numbers, False, "cpu", "float64", None)
-    with pytest.raises(ArtifactError, match="save it with save_potential"):
+    function = ModelFunction(ethanol.numbers, False, Options("cpu", "float64"), None)
+    with pytest.raises(ArtifactError, match="give add_force the model's name or file"):
         pickle.dumps(function)
 
 
 def test_restoring_reads_nothing() -> None:
-    function = restore_function("no-such-model", "0" * 64, (1,), False, "cpu", "float32")
-    assert function.__reduce__() == (
-        restore_function,
-        ("no-such-model", "0" * 64, (1,), False, "cpu", "float32"),
-    )
+    given = ("no-such-model", "0" * 64, (1,), False, "cpu", "float32", False, "raise")
+    assert restore_function(*given).__reduce__() == (restore_function, given)
+    assert restore_function(*given[:6]).options == Options("cpu", "float32", "auto", "warn")
 
 
 # --- what users get wrong
@@ -361,6 +360,29 @@ def test_atoms_too_close_are_warned_of_once(with_card: Callable[..., Potential],
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         evaluated(made)
+
+
+def test_options_last_through_xml(
+    with_card: Callable[..., Potential], ethanol: Atoms, tmp_path: Path
+) -> None:
+    """A system that must stop at unfamiliar input does so after it is read again as well."""
+    model = with_card(min_distance=1.0)  # O-H: 0.97
+    path = save_potential(model, tmp_path / "tiny.safetensors", model.card)
+    options: dict[str, Any] = {"device": "cpu", "dtype": "float64", "compile": False}
+    topology, _ = ethanol_topology()
+    system = create_system(topology, path, on_unfamiliar="raise", **options)
+    for made in (system, openmm.XmlSerializer.clone(system)):
+        with pytest.raises(openmm.OpenMMException, match="closer than any two in training"):
+            evaluated(context(made, ethanol.positions))
+    quiet = create_system(topology, path, on_unfamiliar="ignore", **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for made in (quiet, openmm.XmlSerializer.clone(quiet)):
+            agree(evaluated(context(made, ethanol.positions)), by_ase(path, ethanol))
+    refused("unknown on_unfamiliar='stop'", ConfigError,
+            system, path, ethanol.numbers, on_unfamiliar="stop")  # fmt: skip
+    refused("compile='yes' is not one of", ConfigError,
+            system, path, ethanol.numbers, compile="yes")  # fmt: skip
 
 
 def refused(match: str, kind: type[UserError], *arguments: Any, **options: Any) -> None:
@@ -415,6 +437,22 @@ def test_a_box_without_volume(potential: Potential, ethanol: Atoms, box: np.ndar
     system.setDefaultPeriodicBoxVectors(*box)
     refused("the periodic box has no volume", UnsupportedInputError,
             system, potential, ethanol.numbers, periodic=True)  # fmt: skip
+
+
+@pytest.mark.parametrize(("width", "message"), [(0.15, "Å³ for 9 atoms"), (0.002, "from its own image")])
+def test_a_box_too_small_for_atoms(potential: Potential, ethanol: Atoms, width: float, message: str) -> None:
+    """When it is given, and when it has come to be so in a context."""
+    message += ".*check the units"
+    topology, _ = ethanol_topology()
+    topology.setPeriodicBoxVectors(width * np.eye(3) * unit.nanometer)
+    with pytest.raises(UnsupportedInputError, match=message):
+        create_system(topology, potential)
+    ethanol.set_cell([9, 9, 9])
+    ethanol.pbc = True
+    made = context(set_up(potential, ethanol), ethanol.positions)
+    made.setPeriodicBoxVectors(*(width * np.eye(3)))
+    with pytest.raises(openmm.OpenMMException, match=message):
+        evaluated(made)
 
 
 def test_options_that_cannot_be(potential: Potential, ethanol: Atoms) -> None:

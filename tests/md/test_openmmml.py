@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 import tomllib
@@ -269,12 +270,37 @@ def test_bad_systems(droplet: Solution) -> None:
         potential.createSystem(droplet.topology)
     with pytest.raises(UnsupportedInputError, match="the atoms are H2O, but 'tiny' was trained"):
         potential.createMixedSystem(droplet.topology, droplet.mm, [21, 22, 23])
+    with pytest.raises(ConfigError, match="option 'interpolat' of createMixedSystem; did you mean 'interp"):
+        potential.createMixedSystem(droplet.topology, droplet.mm, droplet.aspirin, interpolat=True)
+    with pytest.raises(ConfigError, match="option 'dytpe' of createMixedSystem; did you mean 'dtype'"):
+        potential.createMixedSystem(droplet.topology, droplet.mm, droplet.aspirin, dytpe="float64")
     molecule = app.PDBFile(str(DATA / "aspirin.pdb")).topology
     with pytest.raises(ConfigError, match="unknown option 'dytpe' of createSystem; did you mean 'dtype'"):
         potential.createSystem(molecule, dytpe="float64")
     molecule.addAtom("M", None, next(molecule.residues()))
     with pytest.raises(UnsupportedInputError, match=r"atom 21 \(M of AIN\) has no element"):
         potential.createSystem(molecule)
+
+
+def test_a_periodic_force_field_wants_a_box_in_the_topology(box: Solution) -> None:
+    topology = copy.deepcopy(box.topology)
+    topology.setPeriodicBoxVectors(None)
+    potential = openmmml.MLPotential("ffpretrain", model=box.model, device="cpu")
+    with pytest.raises(UnsupportedInputError, match="periodic and the topology has no box"):
+        potential.createMixedSystem(topology, box.mm, box.aspirin)
+
+
+def test_options_that_embeddings_read_are_passed(droplet: Solution, monkeypatch: pytest.MonkeyPatch) -> None:
+    """openmm-ml's own, those of the potential, and whatever another package's embedding may know."""
+    potential = openmmml.MLPotential("ffpretrain", model=droplet.model, device="cpu", on_unfamiliar="ignore")
+    parts = droplet.topology, droplet.mm, droplet.aspirin
+    system = potential.createMixedSystem(
+        *parts, linkAtomDistances=[], interpolate=True, dtype="float64", compile=False
+    )
+    mixed = energy(system, droplet.nm, lambda_interpolate=1.0)
+    assert mixed == pytest.approx(energy(droplet.mixed, droplet.nm), abs=1e-4, rel=0)
+    monkeypatch.setitem(openmmml.MLPotential._embeddingFactories, "other", None)
+    potential.createMixedSystem(*parts, polarisation=True)
 
 
 # --- the force field of the example

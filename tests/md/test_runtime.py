@@ -8,6 +8,7 @@ import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -414,3 +415,28 @@ def test_results_that_are_not_finite_are_refused(build_potential: Build, ethanol
 def test_options_out_of_range(potential: Potential, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Runtime(potential, **options)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "positions", "cell", "message"),
+    [
+        ([6, 1], np.eye(3), None, r"of shape \(2,\) and positions of shape \(3, 3\) do not belong together"),
+        ([6, 1], np.zeros((2, 2)), None, r"positions of shape \(2, 2\)"),
+        (6, np.zeros((1, 3)), None, r"atomic numbers of shape \(\)"),
+        ([6], np.zeros((1, 3)), np.ones(3), r"the cell has shape \(3,\); give three vectors"),
+    ],
+)
+def test_shapes_that_do_not_match(
+    potential: Potential, numbers: Any, positions: Any, cell: Any, message: str
+) -> None:
+    runtime = Runtime(potential, "cpu")
+    pbc = (cell is not None,) * 3
+    with pytest.raises(UnsupportedInputError, match=message):
+        runtime.evaluate(numbers, positions, cell, pbc)
+    with pytest.raises(UnsupportedInputError, match=message):
+        runtime.evaluate_batch([SimpleNamespace(numbers=numbers, positions=positions, cell=cell, pbc=pbc)])
+
+
+def test_a_dummy_atom_is_named(potential: Potential) -> None:
+    with pytest.raises(UnsupportedInputError, match="not trained on N, X, which is no element; it knows H"):
+        Runtime(potential, "cpu").evaluate([0, 7], np.eye(3)[:2])

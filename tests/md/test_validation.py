@@ -17,6 +17,7 @@ from ase.vibrations import Vibrations
 from torch import Tensor, nn
 
 from ffpretrain import FFCalculator, units
+from ffpretrain.errors import MissingDependencyError
 from ffpretrain.graphs import Graph, build_graph
 from ffpretrain.md import run
 from ffpretrain.md.paths import DensePath
@@ -104,6 +105,26 @@ def test_an_engine_that_is_absent_is_named(morse: Model, monkeypatch: pytest.Mon
     check = check_engines(examine(morse()))
     assert check.status == "passed" and "not installed: Nowhere" in check.summary
     assert check.measured["engines"][0]["install"] == 'pip install "ffpretrain[openmm]"'
+
+
+def test_an_engine_that_cannot_be_imported_is_no_miss(
+    morse: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A system library may be missing: at the import, or where the adapter imports more of the engine."""
+    (tmp_path / "unusable_engine.py").write_text("raise ImportError('libgomp.so.1: no such\\nfile')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def without_library(subject: Subject, frames: Sequence[Atoms]) -> Values:
+        raise MissingDependencyError("it cannot be imported (libcuda.so.1)")
+
+    first = Engine("First", "unusable_engine", "numpy", "x", spoiled())
+    second = Engine("Second", "numpy", "numpy", "x", without_library)
+    monkeypatch.setattr(engines, "ENGINES", (first, second))
+    check = check_engines(examine(morse()))
+    assert check.status == "passed" and "not as ASE" not in check.summary
+    assert "cannot be imported: First (libgomp.so.1: no such file), Second (it cannot" in check.summary
+    assert "First" not in check.summary.split(";")[0]
+    assert [row["status"] for row in check.measured["engines"]] == ["cannot be imported"] * 2
 
 
 def test_a_path_of_the_runtime_that_differs_is_a_miss(
