@@ -57,6 +57,23 @@ def output_paths(out: str | os.PathLike[str], format: str) -> tuple[Paths, str]:
     return Paths(path, *(stem.with_name(stem.name + ending) for ending in others)), chosen
 
 
+def refuse_earlier_run(paths: Paths) -> None:
+    """Refuse to write where files are already.
+
+    Raises:
+        DataError: names one of them and what can be done.
+    """
+    there = [path for path in (paths.restart, paths.result, paths.trajectory) if path.exists()]
+    if not there:
+        return
+    choices = "replace it (--overwrite, overwrite=True) or choose another --out"
+    if there == [paths.trajectory]:  # of a run that saved nothing, or no trajectory of ours at all
+        raise DataError(
+            f"{paths.trajectory}: is here already, without the restart file of a run to go on with; {choices}"
+        )
+    raise DataError(f"{there[0]}: an earlier run is here; continue it (--resume, resume=True), {choices}")
+
+
 def make_folder(paths: Paths) -> None:
     """Make the folder of a run and make sure that it can be written.
 

@@ -125,6 +125,28 @@ class Restart:
                 "settings (or start anew in another folder)"
             )
 
+    def check_continues(self, atoms: Atoms | None, steps: int, path: Path) -> None:
+        """Refuse to go on with another structure, or to fewer steps than are done.
+
+        Args:
+            atoms: the structure given, or None.
+            steps: length of the whole run.
+            path: of the file, for the message.
+
+        Raises:
+            DataError: says which of the two.
+        """
+        if atoms is not None and not np.array_equal(atoms.numbers, self.atoms.numbers):
+            had, given = (a.get_chemical_formula(mode="hill") for a in (self.atoms, atoms))
+            raise DataError(
+                f"{path}: is of {had}, the structure given is {given} (or its atoms are in another order); "
+                "leave it out"
+            )
+        if self.step > steps:
+            raise DataError(
+                f"{path}: that run has done {self.step} steps, more than the {steps} wanted; ask for more"
+            )
+
 
 def _short(value: Any) -> str:
     text = str(value)

@@ -30,6 +30,7 @@ from ffpretrain.md.output import (
     labelled_frame,
     make_folder,
     output_paths,
+    refuse_earlier_run,
     write_frame,
     write_text,
 )
@@ -93,7 +94,7 @@ class Run:
         if resume and self.paths is not None:
             self.restart = self._read_restart(self.paths, atoms)
         elif self.paths is not None and not overwrite:
-            _refuse_earlier_run(self.paths)
+            refuse_earlier_run(self.paths)
         start = atoms if self.restart is None else self.restart.atoms
         if start is None:
             raise DataError("there is no structure to start from; give one")
@@ -119,6 +120,7 @@ class Run:
                 self._open_files(self.paths, stack)
             if self.restart is None:
                 self._record()
+                self._save()  # a run that is stopped early can go on, too
             self._loop()
             self._save()
         self.atoms.set_constraint(self.constraints)
@@ -373,27 +375,11 @@ class Run:
 
     def _read_restart(self, paths: Paths, atoms: Atoms | None) -> Restart:
         if not paths.restart.exists():
-            raise DataError(f"{paths.restart}: no restart file to go on from; run once without resume")
+            mend = "run without --resume"
+            if paths.trajectory.exists():
+                mend = "nothing of that run was saved; start again (--overwrite, overwrite=True)"
+            raise DataError(f"{paths.restart}: no restart file to go on from; {mend}")
         restart = Restart.load(paths.restart)
         restart.check_settings(self._identity(), paths.restart)
-        if atoms is not None and not np.array_equal(atoms.numbers, restart.atoms.numbers):
-            had, given = (a.get_chemical_formula(mode="hill") for a in (restart.atoms, atoms))
-            raise DataError(
-                f"{paths.restart}: is of {had}, the structure given is {given} (or its atoms are in another "
-                "order); leave it out"
-            )
-        if restart.step > self.settings.steps:
-            raise DataError(
-                f"{paths.restart}: that run has done {restart.step} steps, more than the "
-                f"{self.settings.steps} wanted; ask for more"
-            )
+        restart.check_continues(atoms, self.settings.steps, paths.restart)
         return restart
-
-
-def _refuse_earlier_run(paths: Paths) -> None:
-    there = [path for path in (paths.restart, paths.trajectory, paths.result) if path.exists()]
-    if there:
-        raise DataError(
-            f"{there[0]}: an earlier run is here; continue it (resume), replace it (overwrite) or choose "
-            "another out"
-        )

@@ -96,7 +96,7 @@ def simulate(
         format: of the trajectory in a folder.
         interval: steps between frames.
         log_interval: steps between lines of the log.
-        restart_interval: steps between restart files; one is written at the end as well.
+        restart_interval: steps between restart files; one is written at the start and at the end as well.
         resume: go on from the restart file in ``out``.
         overwrite: replace an earlier run in ``out``.
         lost_distance: Å; see :class:`~ffpretrain.md.stability.StabilityCheck`. None lets molecules break.

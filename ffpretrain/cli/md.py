@@ -81,10 +81,13 @@ def md(
     import json
     import sys
 
+    from ffpretrain.md.output import output_paths
     from ffpretrain.md.simulation import simulate
 
     if steps is None and time is None:
         time = DEFAULT_TIME
+    restart = output_paths(out, format.value)[0].restart
+    before = _mark(restart)
     try:
         result = simulate(
             structure,
@@ -112,7 +115,8 @@ def md(
             progress=sys.stderr.isatty(),
         )
     except KeyboardInterrupt:
-        typer.echo("stopped; the same command with --resume goes on from the last restart file", err=True)
+        saved = restart.exists() and (resume or _mark(restart) != before)
+        typer.echo(f"stopped; {_how_to_go_on(saved, resume, overwrite)}", err=True)
         raise typer.Exit(130) from None
     if json_output:
         typer.echo(json.dumps(result.summary))
@@ -121,6 +125,31 @@ def md(
         typer.echo(f"{name:<18}{value}")
     for what, path in result.paths.items():
         typer.echo(f"{what.replace('_', ' '):<18}{path}")
+
+
+def _mark(path: Path) -> tuple[int, int] | None:
+    """Return what changes when a file is written anew; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _how_to_go_on(saved: bool, resume: bool, overwrite: bool) -> str:
+    """Return what a user can do after Ctrl-C.
+
+    Args:
+        saved: whether there is a restart file of this run.
+        resume: given with the command.
+        overwrite: likewise.
+    """
+    if not saved:
+        return "nothing was saved, the run had not begun; the same command starts again"
+    if resume:
+        return "the same command goes on from the last restart file"
+    place = " in place of --overwrite" if overwrite else ""
+    return f"the same command with --resume{place} goes on from the last restart file"
 
 
 def table(summary: dict[str, Any]) -> list[tuple[str, str]]:

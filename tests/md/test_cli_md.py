@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import ase.io
 import pytest
 from ase.build import molecule
 
 from ffpretrain import cli
+from ffpretrain.md.stability import StabilityCheck
 
 
 def command(*words: object) -> int | str | None:
@@ -110,3 +112,48 @@ def test_a_run_that_breaks_exits_2(
     error = capsys.readouterr().err
     assert error.startswith("error: atoms fly apart at step ") and "last_frame.extxyz" in error
     assert (tmp_path / "run" / "last_frame.extxyz").exists()
+
+
+@pytest.mark.parametrize("stop", [0, 3])
+def test_after_ctrl_c_it_says_what_works(
+    model_file: Path,
+    tmp_path: Path,
+    stop: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Stopped while the run is prepared, or at step 3, long before the first interval of restart files."""
+
+    def interrupt(*arguments: Any) -> None:
+        if not stop or arguments[-1] == stop:
+            raise KeyboardInterrupt
+
+    words = (model_file, "--out", tmp_path / "run", *SHORT)
+    with monkeypatch.context() as patch:
+        if stop:
+            patch.setattr(StabilityCheck, "check_step", interrupt)
+        else:
+            patch.setattr("ffpretrain.md.run.make_integrator", interrupt)
+        assert command(*words) == 130
+    error = capsys.readouterr().err
+    assert ("the same command with --resume" in error) == bool(stop)
+    assert ("nothing was saved" in error and "the same command starts again" in error) == (not stop)
+    assert command(*words, *(["--resume"] if stop else [])) == 0
+
+
+def test_ctrl_c_while_an_earlier_run_still_stands_promises_no_restart(
+    model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    words = (model_file, "--out", tmp_path / "run", *SHORT)
+    assert command(*words) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("ffpretrain.md.run.make_integrator", interrupt)
+        assert command(*words, "--overwrite") == 130
+    assert "nothing was saved" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(StabilityCheck, "check_step", interrupt)
+        assert command(*words, "--overwrite") == 130
+    assert "--resume in place of --overwrite" in capsys.readouterr().err

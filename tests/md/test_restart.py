@@ -18,7 +18,7 @@ from ffpretrain.errors import DataError
 from ffpretrain.md import simulate
 from ffpretrain.md.integrators import ENSEMBLES
 from ffpretrain.md.output import rows
-from ffpretrain.md.stability import StabilityCheck
+from ffpretrain.md.stability import SimulationError, StabilityCheck
 from ffpretrain.potential import Potential
 
 Build = Callable[..., Potential]
@@ -93,6 +93,52 @@ def test_a_killed_run_continues_from_its_restart_file(
     steps = [frame.info["step"] for frame in ase.io.read(parts.paths["trajectory"], ":")]
     assert steps == list(range(0, 17, 2))
     assert parts.summary["backend"].startswith(("edges", "native"))  # the width of the machine decides
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, stop: int, error: type[BaseException]) -> None:
+    """Let something happen in the step of that number."""
+    check = StabilityCheck.check_step
+
+    def checked(self: StabilityCheck, atoms: Atoms, step: int) -> None:
+        if step == stop:
+            raise error("stopped by the test")
+        check(self, atoms, step)
+
+    monkeypatch.setattr(StabilityCheck, "check_step", checked)
+
+
+@pytest.mark.parametrize("ensemble", ENSEMBLES)
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SimulationError])
+def test_a_run_stopped_before_its_first_interval_goes_on_from_its_start(
+    potential: Potential,
+    ethanol: Atoms,
+    tmp_path: Path,
+    ensemble: str,
+    error: type[BaseException],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options: dict[str, Any] = {"ensemble": ensemble, "temperature": 30.0, "timestep": 0.25, "device": "cpu"}
+    options |= {"steps": 6, "interval": 2, "log_interval": 1}
+    whole = simulate(ethanol, potential, out=tmp_path / "whole", **options)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 1 if error is SimulationError else 4, error)
+        with pytest.raises(error):
+            simulate(ethanol, potential, out=tmp_path / "parts", **options)
+    parts = simulate(None, potential, out=tmp_path / "parts", resume=True, **options)
+    assert same(whole.atoms, parts.atoms)
+    assert whole.paths["log"].read_bytes() == parts.paths["log"].read_bytes()
+    assert len(ase.io.read(parts.paths["trajectory"], ":")) == 4
+
+
+def test_files_without_a_restart_file_are_no_run_to_go_on_with(
+    methane: tuple[Atoms, Calculator], tmp_path: Path
+) -> None:
+    (tmp_path / "trajectory.traj").write_bytes(b"something else")
+    with pytest.raises(DataError, match=r"without the restart file of a run.*replace it \(--overwrite"):
+        simulate(*methane, steps=2, out=tmp_path)
+    with pytest.raises(DataError, match=r"no restart file to go on from.*start again \(--overwrite"):
+        simulate(*methane, steps=2, out=tmp_path, resume=True)
+    assert simulate(*methane, steps=2, out=tmp_path, overwrite=True).summary["steps"] == 2
 
 
 def test_the_same_seed_gives_the_same_run(potential: Potential, ethanol: Atoms) -> None:
