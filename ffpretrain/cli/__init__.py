@@ -42,6 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _leave(str(error))
     except _PATH_ERRORS as error:
         _leave(_path_message(error))
+    except ImportError as error:
+        package = _broken_package(error)
+        if package is None:
+            raise
+        _leave(
+            f"{package} cannot be loaded ({error}); install it anew: ffpretrain doctor lists what is needed"
+        )
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     sys.exit(0)
@@ -91,6 +98,20 @@ def _path_message(error: OSError) -> str:
         return str(error)
     path = error.filename2 or error.filename
     return f"{path}: {(error.strerror or str(error)).lower()}; {_mend(error)}"
+
+
+def _broken_package(error: ImportError) -> str | None:
+    """Return the package of others that an import failed in; None where it is this one, which is a bug."""
+    inside = [error.name or ""]
+    trace = error.__traceback__
+    while trace is not None:
+        inside.append(str(trace.tb_frame.f_globals.get("__name__", "")))
+        trace = trace.tb_next
+    # the module that was looked for, or else the innermost one that ran and is not Python's own
+    looked_for, *ran = inside
+    others = [name.partition(".")[0] for name in reversed(ran) if name.partition(".")[0] != "importlib"]
+    package = looked_for.partition(".")[0] or next(iter(others), "")
+    return None if package in ("", "ffpretrain", "__main__") else package
 
 
 def _mend(error: OSError) -> str:

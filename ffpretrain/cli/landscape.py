@@ -143,7 +143,9 @@ def _free_energy(
     from ffpretrain.md.landscapes.grids import read_structures
     from ffpretrain.md.landscapes.histograms import free_energy_landscape
     from ffpretrain.md.landscapes.surface import UNITS
+    from ffpretrain.plots import require_matplotlib
 
+    require_matplotlib()
     if unit not in UNITS:
         raise ConfigError(f"--unit {unit}: give one of {', '.join(UNITS)}")
     frames = read_structures(trajectory, functools.partial(counting, quiet=quiet))

@@ -57,7 +57,9 @@ def validate(
 
     from ffpretrain.md.validation import validate as run
     from ffpretrain.md.validation.plan import plan_of
+    from ffpretrain.plots import require_matplotlib
 
+    require_matplotlib()  # the report is drawn at the end, after minutes or hours
     plan = plan_of(level.value)
     try:
         result = run(

@@ -20,6 +20,7 @@ from ffpretrain.md.landscapes.learned import energy_response
 from ffpretrain.md.landscapes.roughness import roughness
 from ffpretrain.md.landscapes.scans import Coordinate
 from ffpretrain.md.landscapes.surface import UNITS, Array, Geometries, Landscape
+from ffpretrain.plots import require_matplotlib
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -91,11 +92,14 @@ def landscape(
         ConfigError: an option out of range, or several kinds of grid.
         UnsupportedInputError: a structure that the grid or a model cannot take.
         DataError: ``out`` cannot be written, or frames that do not fit.
+        MissingDependencyError: ``out`` is given and matplotlib cannot be loaded.
     """
     if unit not in UNITS:
         raise ConfigError(f"unit={unit!r}: give one of {', '.join(UNITS)}")
     if with_untrained and fit_head is None:
         raise ConfigError("with_untrained=True compares encoders; give fit_head the frames to fit heads to")
+    if out is not None:
+        require_matplotlib()
     given = list(model) if isinstance(model, list | tuple) else [model]
     base = geometries.atoms if geometries is not None else structure_of(given[0], atoms)
     fits: list[dict[str, float]] = []

@@ -234,3 +234,36 @@ def test_models_converts_errors_and_says_what_is_unknown() -> None:
     assert "8.7 meV/Å = 0.200 kcal/mol/Å on water, test" in text
     assert "1.5 MB, licence not stated" in text
     assert "H O in H2O" in text
+
+
+@pytest.mark.parametrize(
+    ("package", "words"),
+    [
+        ("h5py", ["label", "water.xyz", "--engine", "emt"]),
+        ("matplotlib", ["landscape", "ndem-ethanol", "--points", "3", "--out", "drawn"]),
+        ("matplotlib", ["validate", "ndem-ethanol", "--out", "examined"]),
+    ],
+)
+def test_a_package_that_cannot_be_loaded_is_one_line_before_any_work(
+    tmp_path: Path, package: str, words: list[str]
+) -> None:
+    broken, here = tmp_path / "broken" / package, tmp_path / "here"
+    broken.mkdir(parents=True)
+    here.mkdir()
+    (broken / "__init__.py").write_text("raise ImportError('libnone.so.1: cannot open shared object file')\n")
+    (here / "water.xyz").write_text("3\n\nO 0 0 0.12\nH 0 0.76 -0.48\nH 0 -0.76 -0.48\n")
+    path = os.pathsep.join([str(broken.parent), str(Path(ffpretrain.__file__).parents[1])])
+    command = [sys.executable, "-m", "ffpretrain", *words]
+    environment = {**os.environ, "PYTHONPATH": path}
+    result = subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=here, check=False, timeout=120
+    )
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert package in result.stderr and "libnone.so.1" in result.stderr
+    assert [path.name for path in here.iterdir()] == ["water.xyz"]
+
+
+def test_an_import_error_of_this_package_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ImportError):
+        leave(monkeypatch, ImportError("cannot import name", name="ffpretrain.md"))
