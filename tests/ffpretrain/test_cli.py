@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from ffpretrain import cli
 from ffpretrain.artifacts import Component, MeasuredErrors, ModelCard, Quantity
 from ffpretrain.cli import app as frame
 from ffpretrain.cli import doctor, models
+from ffpretrain.cli._imports import Imports
 from ffpretrain.errors import ArtifactError, DataError, MissingDependencyError, NonFiniteError
 
 # What must not be loaded before a verb needs it.
@@ -179,6 +181,56 @@ def test_doctor_names_a_compiler_that_does_not_exist(monkeypatch: pytest.MonkeyP
     assert "no-such-compiler" in found["error"]
     monkeypatch.setenv("CXX", "false")
     assert doctor.check_compiler()["error"] == "exit code 1"
+
+
+def test_doctor_names_the_extra_that_installs_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    for name, package in doctor.OPTIONAL.items():
+        if name == "tensorboard":  # logs of training alone, which no extra is for
+            continue
+        extra = package.install.removeprefix('"ffpretrain[').removesuffix(']"')
+        assert any(line.startswith(name) for line in extras[extra]), name
+
+
+def test_doctor_tells_what_is_installed_from_what_can_be_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, source in {
+        "broken_one": "raise ImportError('libnone.so.1: cannot open')",
+        "crashing_one": "import os; os._exit(9)",
+        "talking_one": "print('hello')",
+    }.items():
+        (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    modules = ["json", "crashing_one", "talking_one", "broken_one"]
+    assert Imports(modules).errors() == {
+        "crashing_one": "the interpreter crashes",
+        "broken_one": "libnone.so.1: cannot open",
+    }
+    monkeypatch.setattr(doctor, "REQUIRED", {"h5py": "broken_one"})
+    monkeypatch.setattr(doctor, "OPTIONAL", {"numpy": doctor.Optional("broken_one", "numpy", "sums")})
+    monkeypatch.setattr(doctor, "check_models", list)
+    report = doctor.collect()
+    assert report["problems"] == ["h5py cannot be imported: libnone.so.1: cannot open"]
+    text = "\n".join(doctor.format_report(report))
+    assert "installed, but cannot be imported: libnone.so.1: cannot open" in text
+
+
+def test_doctor_tries_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    places = {"/proc/nope": False, str(tmp_path / "file"): False, str(tmp_path / "file" / "below"): False}
+    for place, writable in {**places, str(tmp_path / "new" / "folder"): True}.items():
+        monkeypatch.setenv("FFPRETRAIN_CACHE", place)
+        assert doctor.check_cache()["writable"] is writable, place
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_doctor_promises_no_build_by_a_compiler_that_does_not_work(tmp_path: Path) -> None:
+    result = ffpretrain_command("doctor", CXX="/bin/false", FFPRETRAIN_CACHE=str(tmp_path))
+    assert "does not work: exit code 1" in result.stdout and "needs a compiler that works" in result.stdout
+    assert "background" not in result.stdout + result.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_doctor_exits_1_on_a_damaged_model(
