@@ -59,7 +59,8 @@ def landscape(
     Args:
         model: a named model, a model file, a potential, an ASE calculator, or a list of them, compared on the
             same grid and scale.
-        atoms: the structure; None takes the reference geometry of the (first) model.
+        atoms: the structure; None takes the reference geometry of the (first) model. A model that was not
+            trained on it warns once for each cause.
         scan: one or two coordinates, such as ``"dihedral 0 1 2 3 -180 180 37"``; none draws a random plane.
         relaxed: relax everything but the scanned coordinates, with the first model.
         along: a grid in words: ``modes 0 1``, ``conformations FILE``, ``trajectory FILE`` or ``band FILE``;
@@ -106,6 +107,11 @@ def landscape(
     if fit_head is not None:
         given, fits = fitted(given, fit_head, seed, with_untrained, progress)
     models = distinct([evaluator(one, dtype) for one in given])
+    others = [] if reference is None else [evaluator(reference, dtype)]
+    # of the middle alone: points of a grid are strained on purpose. A fitted head was shown the molecule.
+    for asked in [*models, *others] if fit_head is None else others:
+        if asked.check is not None:
+            asked.check(base)
     folder = None if out is None else output_folder(Path(out))
     if geometries is None:
         wish = Wish(scan, relaxed, along, directions_from, points, extent, seed)
@@ -114,7 +120,6 @@ def landscape(
         bar = functools.partial(_bar, progress=progress)
         geometries, own_path = make_grid(wish, base, maker, bar, state, models[0].identity)
         path = own_path if path is None else path
-    others = [] if reference is None else [evaluator(reference, dtype)]
     others = [one._replace(label=reference_label or one.label) for one in others]
     run = functools.partial(_run, geometries, folder=folder, progress=progress)
     found = [run(one, i, forces=forces) for i, one in enumerate(models)]
@@ -197,7 +202,8 @@ def _calculator(model: Any) -> Calculator:
     from ffpretrain.md.calculator import FFCalculator
 
     is_model = isinstance(model, str | Path | nn.Module)
-    return FFCalculator(model, dtype="float64") if is_model else model
+    # the evaluator of the same model has warned already
+    return FFCalculator(model, dtype="float64", on_unfamiliar="ignore") if is_model else model
 
 
 def _run(
