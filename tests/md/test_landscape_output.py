@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import ase.build
 import ase.io
+import numpy as np
 import pytest
+from ase import Atoms
 
 from ffpretrain.cli import main
 from ffpretrain.md import landscape
+from ffpretrain.md.landscapes import Axis, Geometries, Landscape, roughness
+from ffpretrain.md.landscapes.words import describe
 from ffpretrain.md.unfamiliar import UnfamiliarInputWarning
 
 
@@ -33,3 +39,40 @@ def test_the_molecule_of_the_training_is_not_warned_of() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UnfamiliarInputWarning)
         landscape("ndem-ethanol", points=3)
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        {"points": 5, "atoms": ase.build.molecule("CH3OH")},
+        {"points": 9, "extent": 0.3},
+        {"scan": ["dihedral 1 0 2 8 -180 180 9"]},
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*not what the model was trained on")
+def test_right_forces_are_not_called_wrong_on_a_coarse_grid(grid: dict[str, Any]) -> None:
+    (found,) = landscape("ndem-ethanol", **grid)
+    rough = found.roughness
+    assert rough["force_consistency"] > 3 * rough["difference_error"]
+    assert "too coarse to tell" in describe([found], "kcal/mol")[0]
+
+
+def test_wrong_forces_are_called_wrong_on_a_grid_that_has_settled() -> None:
+    (found,) = landscape("ndem-ethanol", points=13, extent=0.03)
+    rough = found.roughness
+    assert rough["difference_error_coarse"] == pytest.approx(4 * rough["difference_error"], rel=0.1)
+    assert "says nothing against the forces" in describe([found], "eV")[0]
+    wrong = replace(found, forces=0.95 * found.forces)
+    wrong = replace(wrong, roughness=roughness(wrong))
+    assert "the grid's spacing explains about" in describe([wrong], "eV")[0]
+
+
+def test_differences_that_are_exact_leave_no_doubt_of_wrong_forces() -> None:
+    x = np.linspace(-1.0, 1.0, 11)
+    forces = np.zeros((11, 1, 3))
+    forces[:, 0, 0] = -2 * x + 0.5
+    positions = np.zeros((11, 1, 3))
+    positions[:, 0, 0] = x
+    grid = Geometries(Atoms("H", [[0, 0, 0]]), (Axis("x", "Å", x),), positions, "scan", "")
+    found = Landscape(grid, "model", x**2, forces)
+    assert "explains about" in describe([replace(found, roughness=roughness(found))], "eV")[0]
