@@ -60,8 +60,10 @@ def md(
     minimize: Annotated[bool, typer.Option("--minimize", help="Relax the structure first.")] = False,
     friction: Annotated[float, typer.Option(help="1/fs, rate of the thermostat.")] = 0.01,
     seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder, or .traj or .extxyz file.")] = Path("md-run"),
-    format: Annotated[Format, typer.Option(help="Of the trajectory.", show_choices=False)] = Format.TRAJ,
+    out: Annotated[Path, typer.Option(help="Folder, or .traj, .extxyz or .xyz file.")] = Path("md-run"),
+    format: Annotated[
+        Format | None, typer.Option(help="traj or extxyz; else by --out.", show_choices=False)
+    ] = None,
     interval: Annotated[int, typer.Option(help="Steps between frames and log lines.")] = 10,
     restart_interval: Annotated[int, typer.Option(help="Steps between restart files.")] = 1000,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
@@ -86,7 +88,7 @@ def md(
 
     if steps is None and time is None:
         time = DEFAULT_TIME
-    restart = output_paths(out, format.value)[0].restart
+    restart = output_paths(out, Format.TRAJ.value)[0].restart
     before = _mark(restart)
     try:
         result = simulate(
@@ -102,7 +104,7 @@ def md(
             engine=engine.value,
             minimize=minimize,
             out=out,
-            format=format.value,
+            format=None if format is None else format.value,
             interval=interval,
             log_interval=interval,
             restart_interval=restart_interval,

@@ -157,3 +157,31 @@ def test_ctrl_c_while_an_earlier_run_still_stands_promises_no_restart(
         patch.setattr(StabilityCheck, "check_step", interrupt)
         assert command(*words, "--overwrite") == 130
     assert "--resume in place of --overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "format"), [("run.traj", "traj"), ("run.xyz", "extxyz"), ("run", "extxyz")])
+def test_the_format_recorded_is_the_one_written(
+    model_file: Path, tmp_path: Path, name: str, format: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--format", format] if "." not in name else []
+    assert command(model_file, "--out", tmp_path / name, *words, *SHORT, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["settings"]["format"] == format
+    other = "traj" if format == "extxyz" else "extxyz"
+    if words:
+        return
+    assert command(model_file, "--out", tmp_path / f"b{name}", "--format", other, *SHORT) == 2
+    assert f"is written as {format}, not {other}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [[], ["--overwrite"]])
+def test_the_structure_is_not_written_over(
+    model_file: Path, tmp_path: Path, option: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = tmp_path / "start.xyz"
+    ase.io.write(start, molecule("CH3CH2OH"))
+    content = start.read_bytes()
+    for structure in (start, f"{start}@0"):
+        assert command(model_file, structure, "--out", start, *SHORT, *option) == 2
+        assert "start.xyz: is the structure to start from" in capsys.readouterr().err
+    assert [path for path in tmp_path.iterdir() if path.is_file()] == [start]
+    assert start.read_bytes() == content
