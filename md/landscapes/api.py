@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ import numpy as np
 
 from ffpretrain.errors import ConfigError, UnsupportedInputError
 from ffpretrain.md.landscapes.evaluate import Evaluator, evaluate, evaluator
-from ffpretrain.md.landscapes.files import output_folder, write
+from ffpretrain.md.landscapes.files import output_folder, refuse_earlier, write
 from ffpretrain.md.landscapes.grids import Wish, make_grid
 from ffpretrain.md.landscapes.labels import Labels, label_frames
 from ffpretrain.md.landscapes.learned import energy_response
@@ -52,6 +52,7 @@ def landscape(
     out: str | Path | None = None,
     unit: str = "kcal/mol",
     path: Array | None = None,
+    overwrite: bool = False,
     progress: bool = False,
 ) -> list[Landscape]:
     """Evaluate one or more models on a grid of geometries; write figures, an interactive page and numbers.
@@ -84,6 +85,7 @@ def landscape(
             stopped evaluation goes on in the same folder.
         unit: of energies in figures and page: ``eV`` or ``kcal/mol``.
         path: points ``[T, 2]`` in the plane, drawn on the map.
+        overwrite: replace an earlier landscape in ``out``.
         progress: show a bar on stderr.
 
     Returns:
@@ -92,7 +94,7 @@ def landscape(
     Raises:
         ConfigError: an option out of range, or several kinds of grid.
         UnsupportedInputError: a structure that the grid or a model cannot take.
-        DataError: ``out`` cannot be written, or frames that do not fit.
+        DataError: ``out`` cannot be written or holds another landscape, or frames that do not fit.
         MissingDependencyError: ``out`` is given and matplotlib cannot be loaded.
     """
     if unit not in UNITS:
@@ -101,6 +103,7 @@ def landscape(
         raise ConfigError("with_untrained=True compares encoders; give fit_head the frames to fit heads to")
     if out is not None:
         require_matplotlib()
+        refuse_earlier(Path(out), overwrite)
     given = list(model) if isinstance(model, list | tuple) else [model]
     base = geometries.atoms if geometries is not None else structure_of(given[0], atoms)
     fits: list[dict[str, float]] = []
@@ -112,27 +115,30 @@ def landscape(
     for asked in [*models, *others] if fit_head is None else others:
         if asked.check is not None:
             asked.check(base)
-    folder = None if out is None else output_folder(Path(out))
-    if geometries is None:
-        wish = Wish(scan, relaxed, along, directions_from, points, extent, seed)
-        state = None if folder is None else folder / ".landscape-relaxed.part.npz"
-        maker = functools.partial(_calculator, given[0])
-        bar = functools.partial(_bar, progress=progress)
-        geometries, own_path = make_grid(wish, base, maker, bar, state, models[0].identity)
-        path = own_path if path is None else path
     others = [one._replace(label=reference_label or one.label) for one in others]
-    run = functools.partial(_run, geometries, folder=folder, progress=progress)
-    found = [run(one, i, forces=forces) for i, one in enumerate(models)]
-    compared = {one.label: run(one, len(models) + i, forces=False).energies for i, one in enumerate(others)}
-    result = []
-    for i, (one, by) in enumerate(zip(found, models, strict=True)):
-        own = None if labels is None else _labels(labels, geometries, by, progress)
-        rough = roughness(one)
-        fit = fits[i] if fits else {}
-        cost = _response(geometries, by)
-        result.append(replace(one, references=compared, roughness=rough, labels=own, fit=fit, response=cost))
-    if folder is not None:
-        write(result, folder, unit, path)
+    place = nullcontext(None) if out is None else output_folder(Path(out), overwrite)
+    with place as folder:
+        if geometries is None:
+            wish = Wish(scan, relaxed, along, directions_from, points, extent, seed)
+            state = None if folder is None else folder / ".landscape-relaxed.part.npz"
+            maker = functools.partial(_calculator, given[0])
+            bar = functools.partial(_bar, progress=progress)
+            geometries, own_path = make_grid(wish, base, maker, bar, state, models[0].identity)
+            path = own_path if path is None else path
+        run = functools.partial(_run, geometries, folder=folder, progress=progress)
+        found = [run(one, i, forces=forces) for i, one in enumerate(models)]
+        compared = {
+            one.label: run(one, len(models) + i, forces=False).energies for i, one in enumerate(others)
+        }
+        result = []
+        for i, (one, by) in enumerate(zip(found, models, strict=True)):
+            own = None if labels is None else _labels(labels, geometries, by, progress)
+            fit = fits[i] if fits else {}
+            cost = _response(geometries, by)
+            more = replace(one, references=compared, roughness=roughness(one), labels=own)
+            result.append(replace(more, fit=fit, response=cost))
+        if folder is not None:
+            write(result, folder, unit, path)
     return result
 
 

@@ -76,3 +76,36 @@ def test_differences_that_are_exact_leave_no_doubt_of_wrong_forces() -> None:
     grid = Geometries(Atoms("H", [[0, 0, 0]]), (Axis("x", "Å", x),), positions, "scan", "")
     found = Landscape(grid, "model", x**2, forces)
     assert "explains about" in describe([replace(found, roughness=roughness(found))], "eV")[0]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--scan", "bond 0 99 1 2 3"],
+        ["--along", "spiral"],
+        ["--unit", "hartree"],
+        ["--along", "trajectory missing.traj"],
+    ],
+)
+def test_bad_input_leaves_no_folder(words: list[str], tmp_path: Path) -> None:
+    assert command("ndem-ethanol", *words, "--out", tmp_path / "new" / "drawn") == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_input_of_a_free_energy_leaves_no_folder(tmp_path: Path) -> None:
+    words = ("--free-energy", tmp_path / "missing.traj", "--scan", "bond 0 1")
+    assert command(*words, "--out", tmp_path / "drawn") == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_landscape_is_replaced_only_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("ndem-ethanol", "--points", 3, "--out", tmp_path / "drawn")
+    assert command(*words, "emt") == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "drawn").iterdir()}
+    assert {"landscape-0.npz", "landscape-1.npz"} <= before.keys()
+    capsys.readouterr()
+    assert command(*words) == 2
+    assert "an earlier landscape is here; replace it (--overwrite" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "drawn").iterdir()} == before
+    assert command(*words, "--overwrite") == 0
+    assert [path.name for path in (tmp_path / "drawn").glob("*.npz")] == ["landscape.npz"]
