@@ -7,7 +7,9 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
+
+import typer
 
 from ffpretrain.cli.app import build_command
 from ffpretrain.errors import UserError
@@ -19,6 +21,9 @@ INTERRUPTED = 130
 
 # What a path given by the user can cause. Any other exception is a bug and keeps its traceback.
 _PATH_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+
+#: an option or argument that is unknown, missing or of the wrong type; where it is defined depends on typer
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -37,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            build_command().main(args=words, prog_name="ffpretrain")
+            code = build_command().main(args=words, prog_name="ffpretrain", standalone_mode=False)
+    except _UsageError as error:
+        _leave_usage(error)
     except UserError as error:
         _leave(str(error))
     except _PATH_ERRORS as error:
@@ -51,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         )
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def run() -> NoReturn:
@@ -90,6 +97,17 @@ def _leave(message: str) -> NoReturn:
     """Print one line on stderr and exit with code 2."""
     print("error: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(USER_ERROR)
+
+
+def _leave_usage(error: Any) -> NoReturn:
+    """Say in one line what is wrong with the words of a command; without any, print the help asked for."""
+    context = getattr(error, "ctx", None)
+    if context is None or type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        sys.exit(USER_ERROR)
+    # pydantic's way of beginning a message says nothing to a user
+    message = str(error.format_message()).replace("Value error, ", "").strip().removesuffix(".")
+    _leave(f"{message}; see {context.command_path} --help")
 
 
 def _path_message(error: OSError) -> str:

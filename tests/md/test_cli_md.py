@@ -61,7 +61,10 @@ def test_ensembles_and_a_structure_file(model_file: Path, tmp_path: Path, ensemb
         (["{model}", "--timestep", "-1", "--steps", "1"], "timestep must be a positive number"),
         (["{model}", "--dtype", "half"], "unknown dtype 'half'"),
         (["{model}", "--resume"], "no restart file to go on from"),
-        (["{model}", "--engine", "gromacs"], "gromacs"),
+        (["{model}", "start.foo"], "start.foo: unknown format"),
+        (["{model}", "--engine", "gromacs"], "error: Invalid value for '--engine': 'gromacs' is not one of"),
+        (["{model}", "--engin", "ase"], "see ffpretrain md --help"),
+        ([], "see ffpretrain md --help"),
         (["{model}", "--ensemble", "npt"], "npt"),
         (["{model}", "--device", "tpu"], "tpu"),
     ],
@@ -79,6 +82,7 @@ def test_bad_input_exits_2_and_leaves_nothing(
     monkeypatch.chdir(folder)
     (folder / "file").write_text("")
     (folder / "empty.xyz").write_text("")
+    (folder / "start.foo").write_text("3\nwater\n")
     (folder / "broken.xyz").write_text("3\nwater\nO 0 0 0\nH 0 zero 1\n")
     (folder / "mercury.xyz").write_text("2\n\nHg 0 0 0\nH 0 0 1.7\n")
     (folder / "huge.xyz").write_text("2\n\nC 0 0 1e999\nH 0 0 1.7\n")
@@ -88,8 +92,8 @@ def test_bad_input_exits_2_and_leaves_nothing(
     assert output.out == ""
     assert message in output.err
     assert "Traceback" not in output.err
-    if output.err.startswith("error: "):
-        assert output.err.count("\n") == 1
+    assert output.err.startswith("error: ") and output.err.count("\n") == 1
+    assert "Value error" not in output.err
     assert sorted(folder.iterdir()) == before
 
 
