@@ -145,7 +145,7 @@ class Run:
             "version": VERSION,
             "units": UNITS,
             "package_version": __version__,
-            "model": self.calculator.todict().get("model", self.calculator.name),
+            "model": self._model(),
             "level_of_theory": None if card is None else card.level_of_theory,
             "structure": {"formula": atoms.get_chemical_formula(mode="hill"), "n_atoms": len(atoms)},
             "settings": {**s.identity(), "lost_distance": s.lost_distance},
@@ -164,6 +164,9 @@ class Run:
             "agreement": self.calculator.agreement() if isinstance(self.calculator, FFCalculator) else [],
             "files": {key: path.name for key, path in self.written().items()},
         }
+
+    def _model(self) -> Any:
+        return self.calculator.todict().get("model", self.calculator.name)
 
     def _backend(self) -> str:
         return getattr(self.calculator, "backend", self.calculator.name)
@@ -355,7 +358,7 @@ class Run:
         Restart(
             atoms=self._frame(),
             step=self.step,
-            settings={**self._identity(), "backend": self._backend()},
+            settings={**self._identity(), "backend": self._backend(), "model": self._model()},
             integrator=self.integrator.state(),
             rng=self.rng.bit_generator.state,
             statistics={"temperature": self.kinetic.state(), "conserved": self.conserved.state()},
@@ -380,6 +383,6 @@ class Run:
                 mend = "nothing of that run was saved; start again (--overwrite, overwrite=True)"
             raise DataError(f"{paths.restart}: no restart file to go on from; {mend}")
         restart = Restart.load(paths.restart)
-        restart.check_settings(self._identity(), paths.restart)
+        restart.check_settings(self._identity(), paths.restart, self._model())
         restart.check_continues(atoms, self.settings.steps, paths.restart)
         return restart

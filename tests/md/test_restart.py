@@ -14,6 +14,7 @@ from ase.build import molecule
 from ase.calculators.calculator import Calculator
 from ase.constraints import FixAtoms
 
+from ffpretrain.artifacts import make_card
 from ffpretrain.errors import DataError
 from ffpretrain.md import simulate
 from ffpretrain.md.integrators import ENSEMBLES
@@ -168,8 +169,13 @@ def test_fixed_atoms_stay(methane: tuple[Atoms, Calculator], tmp_path: Path, ens
 
 
 def test_resuming_something_else_is_refused(
-    methane: tuple[Atoms, Calculator], potential: Potential, build_potential: Build, tmp_path: Path
+    methane: tuple[Atoms, Calculator],
+    potential: Potential,
+    build_potential: Build,
+    tmp_path: Path,
 ) -> None:
+    other = build_potential(9)
+    named = Potential(other.backbone, other.head, card=make_card(other, "tiny"))
     ethanol = molecule("CH3CH2OH")
     options: dict[str, Any] = {"temperature": 30.0, "device": "cpu"}
     simulate(ethanol, potential, steps=4, out=tmp_path, **options)
@@ -178,8 +184,9 @@ def test_resuming_something_else_is_refused(
         (None, potential, {"timestep": 0.25}, "that run had timestep=0.5, now it is 0.25"),
         (None, potential, {"temperature": 40.0}, "that run had temperature=30.0"),
         (None, potential, {"ensemble": "nve"}, "that run had ensemble=nvt-langevin"),
-        (None, potential, {"dtype": "float64"}, "that run had weights="),
-        (None, build_potential(9), {}, "that run had weights="),
+        (None, potential, {"dtype": "float64"}, "other weights of the name .*, or another dtype"),
+        (None, build_potential(9), {}, "other weights of the name"),
+        (None, named, {}, "that run was of .*, now it is tiny"),
         (molecule("CH4"), potential, {}, "is of C2H6O, the structure given is CH4"),
         (None, potential, {"steps": 3}, "has done 4 steps, more than the 3 wanted"),
         (None, potential, {"out": tmp_path / "other"}, "no restart file to go on from"),
