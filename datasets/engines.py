@@ -56,7 +56,7 @@ def open_engine(name: str, *, charge: int = 0, spin: int = 1, **options: Any) ->
 
     Raises:
         ConfigError: the name or an option is unknown, or the engine cannot be told a charge or spin.
-        MissingDependencyError: the engine's package is not installed.
+        MissingDependencyError: the engine's package is not installed or cannot be loaded.
     """
     built_in = _ENGINES.get(name.lower())
     if built_in is not None:
@@ -222,6 +222,8 @@ def _make(name: str, kind: Any, options: Mapping[str, Any]) -> BaseCalculator:
 
     try:
         calculator: BaseCalculator = kind(**options)
+    except MissingDependencyError:  # a ValueError, too, and no fault of the options
+        raise
     except (TypeError, ValueError, KeyError, CalculatorError) as error:
         raise ConfigError(f"engine {name!r} refuses its options {dict(options)}: {error}") from error
     return calculator

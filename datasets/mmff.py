@@ -25,7 +25,7 @@ class MMFF(Calculator):
         **options: as for every ASE calculator.
 
     Raises:
-        MissingDependencyError: RDKit is not installed.
+        MissingDependencyError: RDKit is not installed or cannot be loaded.
     """
 
     implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "forces"]  # type: ignore[misc]
@@ -34,10 +34,16 @@ class MMFF(Calculator):
 
     def __init__(self, **options: Any) -> None:
         try:
-            import rdkit  # noqa: F401
+            from rdkit import Chem  # noqa: F401
+            from rdkit.Chem import rdDetermineBonds, rdForceFieldHelpers  # noqa: F401
         except ModuleNotFoundError as error:
             raise MissingDependencyError(
                 'mmff needs RDKit, which is not installed: pip install "ffpretrain[label]"'
+            ) from error
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"mmff needs RDKit, which is there but cannot be loaded ({error}); install what is "
+                "missing, or RDKit anew: pip install --force-reinstall rdkit"
             ) from error
         super().__init__(**options)
         self._numbers: list[int] = []

@@ -44,7 +44,7 @@ def read_structure(structure: str | os.PathLike[str] | Atoms) -> tuple[Atoms, st
 
 def _read_one(file: Path, index: int | None) -> tuple[Atoms, str]:
     from ase.io import read
-    from ase.io.formats import filetype
+    from ase.io.formats import UnknownFileTypeError, filetype
 
     try:
         if filetype(str(file)) in ("trj", "bundletrajectory"):
@@ -52,6 +52,10 @@ def _read_one(file: Path, index: int | None) -> tuple[Atoms, str]:
         images: list[Atoms] = read(file, index=":")  # type: ignore[assignment]
     except DataError:
         raise
+    except UnknownFileTypeError as error:
+        raise DataError(
+            f"{file}: unknown format; ASE takes it from the extension, such as .xyz, .extxyz, .traj or .cif"
+        ) from error
     except Exception as error:  # ASE's readers raise anything at all on a damaged file
         if isinstance(error, KeyError):  # of ASE's table of elements
             raise DataError(f"{file}: unknown element {error}; use symbols such as C or Cl") from error

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from ffpretrain import load_potential
 from ffpretrain.datasets import open_dataset
+from ffpretrain.datasets.engines import open_engine
 from ffpretrain.datasets.label import label_dataset
 from ffpretrain.datasets.splits import load_splits
+from ffpretrain.errors import MissingDependencyError
 from ffpretrain.evaluation import error_table, predict
 from ffpretrain.md import simulate
 from ffpretrain.recipes import load_recipe
@@ -24,6 +26,11 @@ structure = sys.argv[1] if len(sys.argv) > 1 else str(Path(__file__).with_name("
 frames = int(sys.argv[2]) if len(sys.argv) > 2 else 200
 steps = int(sys.argv[3]) if len(sys.argv) > 3 else 1500
 dynamics_steps = int(sys.argv[4]) if len(sys.argv) > 4 else 4000
+try:
+    open_engine("gfn2")
+except MissingDependencyError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
 run = Path("my-molecule")
 run.mkdir(exist_ok=True)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ffpretrain.errors import DataError
+from ffpretrain.errors import DataError, MissingDependencyError
 from ffpretrain.units import KCAL_PER_MOL
 
 if TYPE_CHECKING:
@@ -18,6 +18,21 @@ if TYPE_CHECKING:
 
 #: Okabe and Ito's colours, told apart with every kind of colour blindness
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+def require_matplotlib() -> None:
+    """Make sure that figures can be drawn, before what they are to show is computed.
+
+    Raises:
+        MissingDependencyError: matplotlib cannot be loaded.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"figures need matplotlib, which cannot be loaded ({error}); install it anew: pip install "
+            "--force-reinstall matplotlib"
+        ) from error
 
 
 def new_figure(width: float = 6.4, height: float = 4.2) -> Figure:

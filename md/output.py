@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 import numpy as np
 
 from ffpretrain.datasets._io import write_atomically
-from ffpretrain.errors import DataError
+from ffpretrain.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -55,6 +55,63 @@ def output_paths(out: str | os.PathLike[str], format: str) -> tuple[Paths, str]:
     stem = path.with_suffix("")
     others = (".log.csv", ".restart.npz", ".last_frame.extxyz", ".md.json")
     return Paths(path, *(stem.with_name(stem.name + ending) for ending in others)), chosen
+
+
+def trajectory_format(out: str | os.PathLike[str] | None, format: str | None) -> str:
+    """Return the format that a run's trajectory is written in.
+
+    Args:
+        out: as for :func:`output_paths`, or None.
+        format: what was asked for, or None.
+
+    Raises:
+        ConfigError: the file's ending says another format than the one asked for.
+    """
+    suffix = "" if out is None else Path(out).suffix.lower()
+    of_file = _SUFFIXES.get(suffix)
+    if of_file is not None and format is not None and format in FORMATS and format != of_file:
+        raise ConfigError(
+            f"{out}: a file that ends in {suffix} is written as {of_file}, not {format}; change the ending "
+            "or leave out the format"
+        )
+    return of_file or format or FORMATS[0]
+
+
+def refuse_input_as_output(paths: Paths, structure: object) -> None:
+    """Refuse to write over the file that the structure is read from.
+
+    Args:
+        paths: what the run writes.
+        structure: as given: a file, ``file@index``, or anything that is none.
+
+    Raises:
+        DataError: names the file.
+    """
+    if not isinstance(structure, str | os.PathLike):
+        return
+    name, at, index = str(structure).rpartition("@")
+    source = Path(name if at and index.lstrip("-").isdigit() else structure).expanduser()
+    if any(path.exists() and source.exists() and path.samefile(source) for path in paths):
+        raise DataError(
+            f"{source}: is the structure to start from, and the run would write over it; choose another --out"
+        )
+
+
+def refuse_earlier_run(paths: Paths) -> None:
+    """Refuse to write where files are already.
+
+    Raises:
+        DataError: names one of them and what can be done.
+    """
+    there = [path for path in (paths.restart, paths.result, paths.trajectory) if path.exists()]
+    if not there:
+        return
+    choices = "replace it (--overwrite, overwrite=True) or choose another --out"
+    if there == [paths.trajectory]:  # of a run that saved nothing, or no trajectory of ours at all
+        raise DataError(
+            f"{paths.trajectory}: is here already, without the restart file of a run to go on with; {choices}"
+        )
+    raise DataError(f"{there[0]}: an earlier run is here; continue it (--resume, resume=True), {choices}")
 
 
 def make_folder(paths: Paths) -> None:

@@ -110,20 +110,58 @@ class Restart:
         kept["settings"].setdefault("engine", "ase")  # files from before there was another
         return cls(atoms=atoms, **kept)
 
-    def check_settings(self, settings: dict[str, Any], path: Path) -> None:
+    def check_settings(self, settings: dict[str, Any], path: Path, model: Any = None) -> None:
         """Refuse to go on with other settings than those of the run.
+
+        Args:
+            settings: of now.
+            path: of the file, for the message.
+            model: name of that of now, or names.
 
         Raises:
             DataError: names what differs and how.
         """
         differ = [key for key in settings if settings[key] != self.settings.get(key)]
-        if differ:
-            key = differ[0]
-            had, now = _short(self.settings.get(key)), _short(settings[key])
+        if not differ:
+            return
+        key = differ[0]
+        had, now = _short(self.settings.get(key)), _short(settings[key])
+        what = f"that run had {key}={had}, now it is {now}"
+        if key == "weights":  # checksums, which say nothing to a reader
+            had, now = _names(self.settings.get("model", "another model")), _names(model)
+            what = f"that run was of {had}, now it is {now}"
+            if had == now:
+                what = f"that run had other weights of the name {now}, or another dtype"
+        raise DataError(
+            f"{path}: {what}; a run is continued with its own model and settings (or start anew in another "
+            "folder)"
+        )
+
+    def check_continues(self, atoms: Atoms | None, steps: int, path: Path) -> None:
+        """Refuse to go on with another structure, or to fewer steps than are done.
+
+        Args:
+            atoms: the structure given, or None.
+            steps: length of the whole run.
+            path: of the file, for the message.
+
+        Raises:
+            DataError: says which of the two.
+        """
+        if atoms is not None and not np.array_equal(atoms.numbers, self.atoms.numbers):
+            had, given = (a.get_chemical_formula(mode="hill") for a in (self.atoms, atoms))
             raise DataError(
-                f"{path}: that run had {key}={had}, now it is {now}; a run is continued with its own "
-                "settings (or start anew in another folder)"
+                f"{path}: is of {had}, the structure given is {given} (or its atoms are in another order); "
+                "leave it out"
             )
+        if self.step > steps:
+            raise DataError(
+                f"{path}: that run has done {self.step} steps, more than the {steps} wanted; ask for more"
+            )
+
+
+def _names(model: Any) -> str:
+    return _short(", ".join(map(str, model)) if isinstance(model, list | tuple) else model)
 
 
 def _short(value: Any) -> str:

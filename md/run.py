@@ -123,6 +123,7 @@ class Run:
                 self._open_files(self.paths, stack)
             if self.restart is None:
                 self._record()
+                self._save()  # a run that is stopped early can go on, too
             self._loop()
             self._save()
         self.atoms.set_constraint(self.constraints)
@@ -147,7 +148,7 @@ class Run:
             "version": VERSION,
             "units": UNITS,
             "package_version": __version__,
-            "model": self.calculator.todict().get("model", self.calculator.name),
+            "model": self._model(),
             "level_of_theory": None if card is None else card.level_of_theory,
             "structure": {"formula": atoms.get_chemical_formula(mode="hill"), "n_atoms": len(atoms)},
             "settings": {**s.identity(), "lost_distance": s.lost_distance},
@@ -167,6 +168,9 @@ class Run:
             "agreement": self.calculator.agreement() if isinstance(self.calculator, FFCalculator) else [],
             "files": {key: path.name for key, path in self.written().items()},
         }
+
+    def _model(self) -> Any:
+        return self.calculator.todict().get("model", self.calculator.name)
 
     def _backend(self) -> str:
         return getattr(self.calculator, "backend", self.calculator.name)
@@ -362,7 +366,7 @@ class Run:
         Restart(
             atoms=self._frame(),
             step=self.step,
-            settings={**self._identity(), "backend": self._backend()},
+            settings={**self._identity(), "backend": self._backend(), "model": self._model()},
             integrator=self.integrator.state(),
             rng=self.rng.bit_generator.state,
             statistics={key: value.state() for key, value in sums.items()},
@@ -382,18 +386,11 @@ class Run:
 
     def _read_restart(self, paths: Paths, atoms: Atoms | None) -> Restart:
         if not paths.restart.exists():
-            raise DataError(f"{paths.restart}: no restart file to go on from; run once without resume")
+            mend = "run without --resume"
+            if paths.trajectory.exists():
+                mend = "nothing of that run was saved; start again (--overwrite, overwrite=True)"
+            raise DataError(f"{paths.restart}: no restart file to go on from; {mend}")
         restart = Restart.load(paths.restart)
-        restart.check_settings(self._identity(), paths.restart)
-        if atoms is not None and not np.array_equal(atoms.numbers, restart.atoms.numbers):
-            had, given = (a.get_chemical_formula(mode="hill") for a in (restart.atoms, atoms))
-            raise DataError(
-                f"{paths.restart}: is of {had}, the structure given is {given} (or its atoms are in another "
-                "order); leave it out"
-            )
-        if restart.step > self.settings.steps:
-            raise DataError(
-                f"{paths.restart}: that run has done {restart.step} steps, more than the "
-                f"{self.settings.steps} wanted; ask for more"
-            )
+        restart.check_settings(self._identity(), paths.restart, self._model())
+        restart.check_continues(atoms, self.settings.steps, paths.restart)
         return restart

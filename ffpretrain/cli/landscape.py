@@ -51,6 +51,7 @@ def landscape(
     labels: Annotated[Path | None, typer.Option(help="labelled frames drawn on top")] = None,
     unit: Annotated[str, typer.Option(help="of energies: kcal/mol or eV")] = "kcal/mol",
     dtype: Annotated[str, typer.Option(help="float32 or float64")] = "float32",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the one in --out")] = False,
     no_forces: Annotated[bool, typer.Option("--no-forces", help="energies alone: quicker")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
 ) -> None:
@@ -64,7 +65,7 @@ def landscape(
     if free_energy is not None:
         if models:
             raise ConfigError("--free-energy is read off the trajectory; leave the models out")
-        found = [_free_energy(free_energy, scan or [], temperature, points, out, unit, quiet=as_json)]
+        found = [_free_energy(free_energy, scan or [], temperature, points, out, unit, overwrite, as_json)]
     elif not models:
         raise ConfigError("name a model, a model file or an engine")
     else:
@@ -89,6 +90,7 @@ def landscape(
             forces=not no_forces,
             out=out,
             unit=unit,
+            overwrite=overwrite,
             progress=not as_json,
         )
     if as_json:
@@ -135,6 +137,7 @@ def _free_energy(
     bins: int,
     out: Path,
     unit: str,
+    overwrite: bool,
     quiet: bool,
 ) -> Landscape:
     from ffpretrain.cli.progress import counting
@@ -143,12 +146,15 @@ def _free_energy(
     from ffpretrain.md.landscapes.grids import read_structures
     from ffpretrain.md.landscapes.histograms import free_energy_landscape
     from ffpretrain.md.landscapes.surface import UNITS
+    from ffpretrain.plots import require_matplotlib
 
+    require_matplotlib()
     if unit not in UNITS:
         raise ConfigError(f"--unit {unit}: give one of {', '.join(UNITS)}")
-    frames = read_structures(trajectory, functools.partial(counting, quiet=quiet))
-    found = free_energy_landscape(frames, variables, temperature, bins)
-    write([found], output_folder(out), unit)
+    with output_folder(out, overwrite) as folder:
+        frames = read_structures(trajectory, functools.partial(counting, quiet=quiet))
+        found = free_energy_landscape(frames, variables, temperature, bins)
+        write([found], folder, unit)
     return found
 
 

@@ -60,8 +60,10 @@ def md(
     minimize: Annotated[bool, typer.Option("--minimize", help="Relax the structure first.")] = False,
     friction: Annotated[float, typer.Option(help="1/fs, rate of the thermostat.")] = 0.01,
     seed: Annotated[int, typer.Option(help="Of every random draw.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder, or .traj or .extxyz file.")] = Path("md-run"),
-    format: Annotated[Format, typer.Option(help="Of the trajectory.", show_choices=False)] = Format.TRAJ,
+    out: Annotated[Path, typer.Option(help="Folder, or .traj, .extxyz or .xyz file.")] = Path("md-run"),
+    format: Annotated[
+        Format | None, typer.Option(help="traj or extxyz; else by --out.", show_choices=False)
+    ] = None,
     interval: Annotated[int, typer.Option(help="Steps between frames and log lines.")] = 10,
     restart_interval: Annotated[int, typer.Option(help="Steps between restart files.")] = 1000,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
@@ -81,10 +83,13 @@ def md(
     import json
     import sys
 
+    from ffpretrain.md.output import output_paths
     from ffpretrain.md.simulation import simulate
 
     if steps is None and time is None:
         time = DEFAULT_TIME
+    restart = output_paths(out, Format.TRAJ.value)[0].restart
+    before = _mark(restart)
     try:
         result = simulate(
             structure,
@@ -99,7 +104,7 @@ def md(
             engine=engine.value,
             minimize=minimize,
             out=out,
-            format=format.value,
+            format=None if format is None else format.value,
             interval=interval,
             log_interval=interval,
             restart_interval=restart_interval,
@@ -112,7 +117,8 @@ def md(
             progress=sys.stderr.isatty(),
         )
     except KeyboardInterrupt:
-        typer.echo("stopped; the same command with --resume goes on from the last restart file", err=True)
+        saved = restart.exists() and (resume or _mark(restart) != before)
+        typer.echo(f"stopped; {_how_to_go_on(saved, resume, overwrite)}", err=True)
         raise typer.Exit(130) from None
     if json_output:
         typer.echo(json.dumps(result.summary))
@@ -121,6 +127,31 @@ def md(
         typer.echo(f"{name:<18}{value}")
     for what, path in result.paths.items():
         typer.echo(f"{what.replace('_', ' '):<18}{path}")
+
+
+def _mark(path: Path) -> tuple[int, int] | None:
+    """Return what changes when a file is written anew; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _how_to_go_on(saved: bool, resume: bool, overwrite: bool) -> str:
+    """Return what a user can do after Ctrl-C.
+
+    Args:
+        saved: whether there is a restart file of this run.
+        resume: given with the command.
+        overwrite: likewise.
+    """
+    if not saved:
+        return "nothing was saved, the run had not begun; the same command starts again"
+    if resume:
+        return "the same command goes on from the last restart file"
+    place = " in place of --overwrite" if overwrite else ""
+    return f"the same command with --resume{place} goes on from the last restart file"
 
 
 def table(summary: dict[str, Any]) -> list[tuple[str, str]]:

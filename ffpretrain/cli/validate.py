@@ -55,9 +55,14 @@ def validate(
     import sys
     from dataclasses import replace
 
+    from ffpretrain.errors import ConfigError
     from ffpretrain.md.validation import validate as run
     from ffpretrain.md.validation.plan import plan_of
+    from ffpretrain.plots import require_matplotlib
 
+    if data_temperature is not None and not data:
+        raise ConfigError("--data-temperature is of the data of --data; give them, or leave it out")
+    require_matplotlib()  # the report is drawn at the end, after minutes or hours
     plan = plan_of(level.value)
     try:
         result = run(

@@ -86,8 +86,13 @@ def _model_of(source: str | os.PathLike[str], folder: Path | None) -> str:
     if folder is None:
         return str(source)
     found = [folder / MODEL_FILE] if (folder / MODEL_FILE).is_file() else sorted(folder.glob("*.safetensors"))
+    if not found:
+        raise DataError(
+            f"{folder}: holds no model file; give the folder of a training run or a model, and --beside "
+            f"{folder} where this one holds its dynamics, validation or landscape"
+        )
     if len(found) != 1:
-        raise DataError(f"{folder}: holds {len(found) or 'no'} model files; give the path of one")
+        raise DataError(f"{folder}: holds {len(found)} model files; give the path of one")
     return str(found[0])
 
 

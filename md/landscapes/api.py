@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +13,14 @@ import numpy as np
 
 from ffpretrain.errors import ConfigError, UnsupportedInputError
 from ffpretrain.md.landscapes.evaluate import Evaluator, evaluate, evaluator
-from ffpretrain.md.landscapes.files import output_folder, write
+from ffpretrain.md.landscapes.files import output_folder, refuse_earlier, write
 from ffpretrain.md.landscapes.grids import Wish, make_grid
 from ffpretrain.md.landscapes.labels import Labels, label_frames
 from ffpretrain.md.landscapes.learned import energy_response
 from ffpretrain.md.landscapes.roughness import roughness
 from ffpretrain.md.landscapes.scans import Coordinate
 from ffpretrain.md.landscapes.surface import UNITS, Array, Geometries, Landscape
+from ffpretrain.plots import require_matplotlib
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -51,6 +52,7 @@ def landscape(
     out: str | Path | None = None,
     unit: str = "kcal/mol",
     path: Array | None = None,
+    overwrite: bool = False,
     progress: bool = False,
 ) -> list[Landscape]:
     """Evaluate one or more models on a grid of geometries; write figures, an interactive page and numbers.
@@ -58,7 +60,8 @@ def landscape(
     Args:
         model: a named model, a model file, a potential, an ASE calculator, or a list of them, compared on the
             same grid and scale.
-        atoms: the structure; None takes the reference geometry of the (first) model.
+        atoms: the structure; None takes the reference geometry of the (first) model. A model that was not
+            trained on it warns once for each cause.
         scan: one or two coordinates, such as ``"dihedral 0 1 2 3 -180 180 37"``; none draws a random plane.
         relaxed: relax everything but the scanned coordinates, with the first model.
         along: a grid in words: ``modes 0 1``, ``conformations FILE``, ``trajectory FILE`` or ``band FILE``;
@@ -82,6 +85,7 @@ def landscape(
             stopped evaluation goes on in the same folder.
         unit: of energies in figures and page: ``eV`` or ``kcal/mol``.
         path: points ``[T, 2]`` in the plane, drawn on the map.
+        overwrite: replace an earlier landscape in ``out``.
         progress: show a bar on stderr.
 
     Returns:
@@ -90,40 +94,51 @@ def landscape(
     Raises:
         ConfigError: an option out of range, or several kinds of grid.
         UnsupportedInputError: a structure that the grid or a model cannot take.
-        DataError: ``out`` cannot be written, or frames that do not fit.
+        DataError: ``out`` cannot be written or holds another landscape, or frames that do not fit.
+        MissingDependencyError: ``out`` is given and matplotlib cannot be loaded.
     """
     if unit not in UNITS:
         raise ConfigError(f"unit={unit!r}: give one of {', '.join(UNITS)}")
     if with_untrained and fit_head is None:
         raise ConfigError("with_untrained=True compares encoders; give fit_head the frames to fit heads to")
+    if out is not None:
+        require_matplotlib()
+        refuse_earlier(Path(out), overwrite)
     given = list(model) if isinstance(model, list | tuple) else [model]
     base = geometries.atoms if geometries is not None else structure_of(given[0], atoms)
     fits: list[dict[str, float]] = []
     if fit_head is not None:
         given, fits = fitted(given, fit_head, seed, with_untrained, progress)
     models = distinct([evaluator(one, dtype) for one in given])
-    folder = None if out is None else output_folder(Path(out))
-    if geometries is None:
-        wish = Wish(scan, relaxed, along, directions_from, points, extent, seed)
-        state = None if folder is None else folder / ".landscape-relaxed.part.npz"
-        maker = functools.partial(_calculator, given[0])
-        bar = functools.partial(_bar, progress=progress)
-        geometries, own_path = make_grid(wish, base, maker, bar, state, models[0].identity)
-        path = own_path if path is None else path
     others = [] if reference is None else [evaluator(reference, dtype)]
+    # of the middle alone: points of a grid are strained on purpose. A fitted head was shown the molecule.
+    for asked in [*models, *others] if fit_head is None else others:
+        if asked.check is not None:
+            asked.check(base)
     others = [one._replace(label=reference_label or one.label) for one in others]
-    run = functools.partial(_run, geometries, folder=folder, progress=progress)
-    found = [run(one, i, forces=forces) for i, one in enumerate(models)]
-    compared = {one.label: run(one, len(models) + i, forces=False).energies for i, one in enumerate(others)}
-    result = []
-    for i, (one, by) in enumerate(zip(found, models, strict=True)):
-        own = None if labels is None else _labels(labels, geometries, by, progress)
-        rough = roughness(one)
-        fit = fits[i] if fits else {}
-        cost = _response(geometries, by)
-        result.append(replace(one, references=compared, roughness=rough, labels=own, fit=fit, response=cost))
-    if folder is not None:
-        write(result, folder, unit, path)
+    place = nullcontext(None) if out is None else output_folder(Path(out), overwrite)
+    with place as folder:
+        if geometries is None:
+            wish = Wish(scan, relaxed, along, directions_from, points, extent, seed)
+            state = None if folder is None else folder / ".landscape-relaxed.part.npz"
+            maker = functools.partial(_calculator, given[0])
+            bar = functools.partial(_bar, progress=progress)
+            geometries, own_path = make_grid(wish, base, maker, bar, state, models[0].identity)
+            path = own_path if path is None else path
+        run = functools.partial(_run, geometries, folder=folder, progress=progress)
+        found = [run(one, i, forces=forces) for i, one in enumerate(models)]
+        compared = {
+            one.label: run(one, len(models) + i, forces=False).energies for i, one in enumerate(others)
+        }
+        result = []
+        for i, (one, by) in enumerate(zip(found, models, strict=True)):
+            own = None if labels is None else _labels(labels, geometries, by, progress)
+            fit = fits[i] if fits else {}
+            cost = _response(geometries, by)
+            more = replace(one, references=compared, roughness=roughness(one), labels=own)
+            result.append(replace(more, fit=fit, response=cost))
+        if folder is not None:
+            write(result, folder, unit, path)
     return result
 
 
@@ -193,7 +208,8 @@ def _calculator(model: Any) -> Calculator:
     from ffpretrain.md.calculator import FFCalculator
 
     is_model = isinstance(model, str | Path | nn.Module)
-    return FFCalculator(model, dtype="float64") if is_model else model
+    # the evaluator of the same model has warned already
+    return FFCalculator(model, dtype="float64", on_unfamiliar="ignore") if is_model else model
 
 
 def _run(

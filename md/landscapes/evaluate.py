@@ -46,12 +46,15 @@ class Evaluator(NamedTuple):
         compute: see :class:`Compute`.
         expect: told how many structures are to come, so that many of them are worth the seconds in which the
             native code is built; None where nothing is to be built.
+        check: warns of a structure that the model was not trained on, once for each cause; None where nothing
+            is known of that.
     """
 
     label: str
     identity: str
     compute: Compute
     expect: Callable[[int], object] | None = None
+    check: Callable[[Atoms], object] | None = None
 
     def energies(self, structures: Sequence[Atoms], progress: Callable[[int], object] | None = None) -> Array:
         """Return energies of many structures in eV; ``progress`` is called with the number done."""
@@ -96,7 +99,7 @@ def evaluator(model: object, dtype: str = "float32") -> Evaluator:
 
 def _of_runtime(calculator: FFCalculator) -> Evaluator:
     runtime: Runtime = calculator.runtimes[0]
-    card = calculator.card
+    card, familiarity = calculator.card, calculator.familiarities[0]
 
     def compute(structures: Sequence[Atoms], forces: bool = True) -> Values:
         found = runtime.evaluate_batch(structures, forces)
@@ -108,8 +111,14 @@ def _of_runtime(calculator: FFCalculator) -> Evaluator:
         every = [one.forces for one in found if one.forces is not None]
         return energies, every if len(every) == len(found) else None
 
+    def check(atoms: Atoms) -> None:
+        familiarity.check_structure(atoms)
+        distances = atoms.get_all_distances(mic=bool(atoms.pbc.any()))[np.triu_indices(len(atoms), 1)]
+        if len(distances):
+            familiarity.check_distance(float(distances.min()), atoms)
+
     label = card.name if card is not None else "model"
-    return Evaluator(label, runtime.fingerprint(), compute, runtime.native_many)
+    return Evaluator(label, runtime.fingerprint(), compute, runtime.native_many, check)
 
 
 def _of_calculator(calculator: BaseCalculator) -> Evaluator:

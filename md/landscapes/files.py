@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,7 +35,7 @@ def write(
     unit: str = "kcal/mol",
     path: Array | None = None,
 ) -> None:
-    """Write figures, page and numbers of landscapes on one grid.
+    """Write figures, page and numbers of landscapes on one grid, in place of those of an earlier one.
 
     Args:
         landscapes: one for each model.
@@ -44,7 +46,10 @@ def write(
     Raises:
         DataError: the folder cannot be written.
     """
-    _save_figure(draw(landscapes, unit, path), folder, "landscape", FORMATS)
+    figure = draw(landscapes, unit, path)
+    for old in [folder / SUMMARY, *folder.glob("landscape*.npz"), *folder.glob("noise.[ps][nv]g")]:
+        old.unlink(missing_ok=True)  # the new one may have fewer files
+    _save_figure(figure, folder, "landscape", FORMATS)
     geometries = landscapes[0].geometries
     if geometries.noise is not None:
         _save_figure(draw_noise(geometries.atoms, geometries.noise), folder, "noise", ("png", "svg"))
@@ -102,17 +107,42 @@ def summary(landscapes: Sequence[Landscape], unit: str) -> dict[str, Any]:
     }
 
 
-def output_folder(out: Path) -> Path:
-    """Make the folder of the output.
+def refuse_earlier(out: Path, overwrite: bool) -> None:
+    """Refuse a folder that holds a landscape, unless it may be replaced.
 
     Raises:
-        DataError: it cannot be made.
+        DataError: it does.
     """
+    if not overwrite and (out / SUMMARY).exists():
+        raise DataError(
+            f"{out / SUMMARY}: an earlier landscape is here; replace it (--overwrite, overwrite=True) or "
+            "choose another --out"
+        )
+
+
+@contextmanager
+def output_folder(out: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Make the folder of the output; what was made goes again where nothing is in it at the end.
+
+    Args:
+        out: the folder.
+        overwrite: let it hold another landscape, which :func:`write` replaces.
+
+    Raises:
+        DataError: it holds one and that may not be replaced, or it cannot be made.
+    """
+    refuse_earlier(out, overwrite)
+    made = [place for place in (out, *out.parents) if not place.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{out}: cannot be made ({error.strerror}); give another --out") from None
-    return out
+    try:
+        yield out
+    finally:
+        with contextlib.suppress(OSError):  # what is not empty stays
+            for place in made:
+                place.rmdir()
 
 
 def _with_what_is_missing(one: Landscape) -> dict[str, float | None]:

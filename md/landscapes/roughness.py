@@ -14,8 +14,12 @@ Each line of the grid, along either axis, is a path with energies ``E_0 … E_n`
 * ``difference_error``: how much of that the spacing alone explains: a third of the RMS change of the
   difference when every second point is left out (Richardson), which makes an error of second order four times
   as large and leaves one of the forces as it is; taken where both are known, two points from the ends of a
-  line, and scaled to all. Needs forces and five points in a line. A ``force_consistency`` of up to three
-  times this says nothing of the forces; what is above it they, or the rounding of the energies, must explain.
+  line, and scaled to all. Needs forces and five points in a line.
+* ``difference_error_coarse``: the same once more with every second point left out, which needs nine points in
+  a line. Where differences of second order have settled it is four times ``difference_error``. Where it is
+  not even twice as large, the grid is too coarse for the estimate, and ``force_consistency`` says nothing of
+  the forces; nor does one of up to three times ``difference_error``. What is above it they, or the rounding
+  of the energies, must explain.
 * ``minimum_offset``: distance of the lowest point from the centre of the grid, in units of the axes.
 * ``curvature``: mean of the second differences at the lowest point, eV per unit of the axes squared.
 """
@@ -50,6 +54,8 @@ def roughness(landscape: Landscape) -> dict[str, float]:
         found["force_consistency"] = force_consistency(landscape)
     if (own := difference_error(landscape)) is not None:
         found["difference_error"] = own
+        if (coarse := _coarse_error(landscape, own)) is not None:
+            found["difference_error_coarse"] = coarse
     return found
 
 
@@ -94,6 +100,22 @@ def difference_error(landscape: Landscape) -> float | None:
         return 0.0
     explained = _rms([(coarse - fine) / 3 for fine, coarse in inner])
     return force_consistency(landscape) * explained / here
+
+
+def _coarse_error(landscape: Landscape, own: float) -> float | None:
+    """Return what :func:`difference_error` would be on the grid without every second point, eV per unit.
+
+    Args:
+        landscape: with forces.
+        own: its difference error.
+    """
+    every = zip(*(_differences(landscape, step) for step in (1, 2, 4)), strict=True)
+    inner = [[off[4:-4] for off in line] for line in every if len(line[0]) >= 9]
+    if not inner:
+        return None
+    fine = _rms([(two - one) / 3 for one, two, _ in inner])
+    coarse = _rms([(four - two) / 3 for _, two, four in inner])
+    return own * coarse / fine if fine > 0 else coarse
 
 
 def _rms(lines: list[Array]) -> float:

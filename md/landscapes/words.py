@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +11,10 @@ from ffpretrain.md.landscapes.surface import UNITS, Array, Landscape
 
 #: how often its grid's own error a ``force_consistency`` must be to say anything of the forces
 _CLEAR = 3.0
+#: how often the same error on the grid without every second point must be to trust the estimate of it
+_SETTLED = 2.0
+#: how often both must be outdone where it is not to be trusted
+_BEYOND_DOUBT = 10.0
 
 
 class Number(NamedTuple):
@@ -60,15 +64,24 @@ def roughness_numbers(landscape: Landscape, unit: str) -> list[Number]:
     if "force_consistency" not in rough:
         return [*numbers, Number("force_consistency", None, f"{unit} per {axis}")]
     value, own = rough["force_consistency"] * scale, rough.get("difference_error")
-    remark = "not to be judged: fewer than 5 points in a line"
-    if own is not None and value <= _CLEAR * own * scale:
-        remark = f"mostly the grid's spacing, about {own * scale:.2g}: says nothing against the forces"
-    elif own is not None:
-        remark = f"the grid's spacing explains about {own * scale:.2g} of it"
-    numbers.append(Number("force_consistency", value, f"{unit} per {axis}", remark))
+    numbers.append(Number("force_consistency", value, f"{unit} per {axis}", _remark(rough, scale)))
     if own is not None:
         numbers.append(Number("difference_error", own * scale, f"{unit} per {axis}"))
     return numbers
+
+
+def _remark(rough: Mapping[str, float], scale: float) -> str:
+    """Return what a ``force_consistency`` says of the forces; ``scale`` turns eV into the unit shown."""
+    value, own = rough["force_consistency"], rough.get("difference_error")
+    if own is None:
+        return "not to be judged: fewer than 5 points in a line"
+    coarse = rough.get("difference_error_coarse")
+    settled = coarse is not None and coarse >= _SETTLED * own
+    if value <= _CLEAR * own:
+        return f"mostly the grid's spacing, about {own * scale:.2g}: says nothing against the forces"
+    if settled or (coarse is not None and value > _BEYOND_DOUBT * max(own, coarse)):
+        return f"the grid's spacing explains about {own * scale:.2g} of it"
+    return "the grid is too coarse to tell whether the forces are right: take more points or a smaller range"
 
 
 def describe(landscapes: Sequence[Landscape], unit: str) -> list[str]:

@@ -44,7 +44,7 @@ def prepare(model: nn.Module, wait: bool) -> None:
     reason = "the native code is being built in the background"
     _say(
         f"{reason}, which takes about 20 s; what has begun stays eager, several times slower, and "
-        "calculators made later find it (FFCalculator(..., compile=True) waits for it instead)"
+        "calculators made later find it (--compile, or compile=True from Python, waits for it instead)"
     )
     raise NativeUnavailable(reason)
 

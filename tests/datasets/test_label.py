@@ -333,6 +333,18 @@ def test_a_missing_package_names_its_install(monkeypatch: pytest.MonkeyPatch) ->
         open_engine("gfn2")
 
 
+def test_a_package_that_cannot_be_loaded_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "rdkit"]:
+        monkeypatch.delitem(sys.modules, name)
+    (tmp_path / "rdkit").mkdir()
+    (tmp_path / "rdkit" / "__init__.py").write_text("raise ImportError('libXrender.so.1: cannot open')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(MissingDependencyError, match=r"is there but cannot be loaded \(libXrender.so.1"):
+        open_engine("mmff")
+
+
 def test_gfn2_forces_are_the_derivative_of_its_energies(tmp_path: Path) -> None:
     pytest.importorskip("tblite")
     store = label_dataset(

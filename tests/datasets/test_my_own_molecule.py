@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,3 +24,22 @@ def test_my_own_molecule(tmp_path: Path) -> None:
     assert {path.name for path in run.iterdir()} == {"labels.h5", "training", "dynamics"}
     frames = ase.io.read(run / "dynamics" / "trajectory.traj", ":")
     assert len(frames) == 3 and str(frames[-1].symbols) == "COH4"
+
+
+def test_without_the_engine_it_says_so_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "broken" / "tblite").mkdir(parents=True)
+    (tmp_path / "broken" / "tblite" / "__init__.py").write_text("raise ModuleNotFoundError('tblite')")
+    place = tmp_path / "here"
+    place.mkdir()
+    paths = [str(tmp_path / "broken"), str(EXAMPLES.parent)]
+    result = subprocess.run(
+        [sys.executable, str(EXAMPLES / "my_own_molecule.py")],
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert 'pip install "ffpretrain[label]"' in result.stderr and list(place.iterdir()) == []

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from ffpretrain import cli
 from ffpretrain.artifacts import Component, MeasuredErrors, ModelCard, Quantity
 from ffpretrain.cli import app as frame
 from ffpretrain.cli import doctor, models
+from ffpretrain.cli._imports import Imports
 from ffpretrain.errors import ArtifactError, DataError, MissingDependencyError, NonFiniteError
 
 # What must not be loaded before a verb needs it.
@@ -181,6 +183,56 @@ def test_doctor_names_a_compiler_that_does_not_exist(monkeypatch: pytest.MonkeyP
     assert doctor.check_compiler()["error"] == "exit code 1"
 
 
+def test_doctor_names_the_extra_that_installs_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    for name, package in doctor.OPTIONAL.items():
+        if name == "tensorboard":  # logs of training alone, which no extra is for
+            continue
+        extra = package.install.removeprefix('"ffpretrain[').removesuffix(']"')
+        assert any(line.startswith(name) for line in extras[extra]), name
+
+
+def test_doctor_tells_what_is_installed_from_what_can_be_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, source in {
+        "broken_one": "raise ImportError('libnone.so.1: cannot open')",
+        "crashing_one": "import os; os._exit(9)",
+        "talking_one": "print('hello')",
+    }.items():
+        (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    modules = ["json", "crashing_one", "talking_one", "broken_one"]
+    assert Imports(modules).errors() == {
+        "crashing_one": "the interpreter crashes",
+        "broken_one": "libnone.so.1: cannot open",
+    }
+    monkeypatch.setattr(doctor, "REQUIRED", {"h5py": "broken_one"})
+    monkeypatch.setattr(doctor, "OPTIONAL", {"numpy": doctor.Optional("broken_one", "numpy", "sums")})
+    monkeypatch.setattr(doctor, "check_models", list)
+    report = doctor.collect()
+    assert report["problems"] == ["h5py cannot be imported: libnone.so.1: cannot open"]
+    text = "\n".join(doctor.format_report(report))
+    assert "installed, but cannot be imported: libnone.so.1: cannot open" in text
+
+
+def test_doctor_tries_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    places = {"/proc/nope": False, str(tmp_path / "file"): False, str(tmp_path / "file" / "below"): False}
+    for place, writable in {**places, str(tmp_path / "new" / "folder"): True}.items():
+        monkeypatch.setenv("FFPRETRAIN_CACHE", place)
+        assert doctor.check_cache()["writable"] is writable, place
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_doctor_promises_no_build_by_a_compiler_that_does_not_work(tmp_path: Path) -> None:
+    result = ffpretrain_command("doctor", CXX="/bin/false", FFPRETRAIN_CACHE=str(tmp_path))
+    assert "does not work: exit code 1" in result.stdout and "needs a compiler that works" in result.stdout
+    assert "background" not in result.stdout + result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_doctor_exits_1_on_a_damaged_model(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -234,3 +286,36 @@ def test_models_converts_errors_and_says_what_is_unknown() -> None:
     assert "8.7 meV/Å = 0.200 kcal/mol/Å on water, test" in text
     assert "1.5 MB, licence not stated" in text
     assert "H O in H2O" in text
+
+
+@pytest.mark.parametrize(
+    ("package", "words"),
+    [
+        ("h5py", ["label", "water.xyz", "--engine", "emt"]),
+        ("matplotlib", ["landscape", "ndem-ethanol", "--points", "3", "--out", "drawn"]),
+        ("matplotlib", ["validate", "ndem-ethanol", "--out", "examined"]),
+    ],
+)
+def test_a_package_that_cannot_be_loaded_is_one_line_before_any_work(
+    tmp_path: Path, package: str, words: list[str]
+) -> None:
+    broken, here = tmp_path / "broken" / package, tmp_path / "here"
+    broken.mkdir(parents=True)
+    here.mkdir()
+    (broken / "__init__.py").write_text("raise ImportError('libnone.so.1: cannot open shared object file')\n")
+    (here / "water.xyz").write_text("3\n\nO 0 0 0.12\nH 0 0.76 -0.48\nH 0 -0.76 -0.48\n")
+    path = os.pathsep.join([str(broken.parent), str(Path(ffpretrain.__file__).parents[1])])
+    command = [sys.executable, "-m", "ffpretrain", *words]
+    environment = {**os.environ, "PYTHONPATH": path}
+    result = subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=here, check=False, timeout=120
+    )
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert package in result.stderr and "libnone.so.1" in result.stderr
+    assert [path.name for path in here.iterdir()] == ["water.xyz"]
+
+
+def test_an_import_error_of_this_package_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ImportError):
+        leave(monkeypatch, ImportError("cannot import name", name="ffpretrain.md"))

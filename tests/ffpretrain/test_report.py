@@ -245,7 +245,7 @@ def test_tables_escape_and_round() -> None:
     [
         (["no-such-model"], "no-such-model"),
         (["ndem-ethanol", "--beside", "missing"], "is no folder"),
-        (["{folder}"], "holds no model file"),
+        (["{folder}"], "holds no model file; give the folder of a training run or a model, and --beside"),
         (["ndem-ethanol", "--data", "missing.xyz"], "missing.xyz"),
         (["ndem-ethanol", "--data", "ethanol-gfn2", "--limit", "2"], "trained on"),
     ],

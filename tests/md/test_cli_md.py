@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import ase.io
 import pytest
 from ase.build import molecule
 
 from ffpretrain import cli
+from ffpretrain.md.stability import StabilityCheck
 
 
 def command(*words: object) -> int | str | None:
@@ -59,7 +61,10 @@ def test_ensembles_and_a_structure_file(model_file: Path, tmp_path: Path, ensemb
         (["{model}", "--timestep", "-1", "--steps", "1"], "timestep must be a positive number"),
         (["{model}", "--dtype", "half"], "unknown dtype 'half'"),
         (["{model}", "--resume"], "no restart file to go on from"),
-        (["{model}", "--engine", "gromacs"], "gromacs"),
+        (["{model}", "start.foo"], "start.foo: unknown format"),
+        (["{model}", "--engine", "gromacs"], "error: Invalid value for '--engine': 'gromacs' is not one of"),
+        (["{model}", "--engin", "ase"], "see ffpretrain md --help"),
+        ([], "see ffpretrain md --help"),
         (["{model}", "--ensemble", "npt"], "npt"),
         (["{model}", "--device", "tpu"], "tpu"),
     ],
@@ -77,6 +82,7 @@ def test_bad_input_exits_2_and_leaves_nothing(
     monkeypatch.chdir(folder)
     (folder / "file").write_text("")
     (folder / "empty.xyz").write_text("")
+    (folder / "start.foo").write_text("3\nwater\n")
     (folder / "broken.xyz").write_text("3\nwater\nO 0 0 0\nH 0 zero 1\n")
     (folder / "mercury.xyz").write_text("2\n\nHg 0 0 0\nH 0 0 1.7\n")
     (folder / "huge.xyz").write_text("2\n\nC 0 0 1e999\nH 0 0 1.7\n")
@@ -86,8 +92,8 @@ def test_bad_input_exits_2_and_leaves_nothing(
     assert output.out == ""
     assert message in output.err
     assert "Traceback" not in output.err
-    if output.err.startswith("error: "):
-        assert output.err.count("\n") == 1
+    assert output.err.startswith("error: ") and output.err.count("\n") == 1
+    assert "Value error" not in output.err
     assert sorted(folder.iterdir()) == before
 
 
@@ -110,3 +116,76 @@ def test_a_run_that_breaks_exits_2(
     error = capsys.readouterr().err
     assert error.startswith("error: atoms fly apart at step ") and "last_frame.extxyz" in error
     assert (tmp_path / "run" / "last_frame.extxyz").exists()
+
+
+@pytest.mark.parametrize("stop", [0, 3])
+def test_after_ctrl_c_it_says_what_works(
+    model_file: Path,
+    tmp_path: Path,
+    stop: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Stopped while the run is prepared, or at step 3, long before the first interval of restart files."""
+
+    def interrupt(*arguments: Any) -> None:
+        if not stop or arguments[-1] == stop:
+            raise KeyboardInterrupt
+
+    words = (model_file, "--out", tmp_path / "run", *SHORT)
+    with monkeypatch.context() as patch:
+        if stop:
+            patch.setattr(StabilityCheck, "check_step", interrupt)
+        else:
+            patch.setattr("ffpretrain.md.run.make_integrator", interrupt)
+        assert command(*words) == 130
+    error = capsys.readouterr().err
+    assert ("the same command with --resume" in error) == bool(stop)
+    assert ("nothing was saved" in error and "the same command starts again" in error) == (not stop)
+    assert command(*words, *(["--resume"] if stop else [])) == 0
+
+
+def test_ctrl_c_while_an_earlier_run_still_stands_promises_no_restart(
+    model_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    words = (model_file, "--out", tmp_path / "run", *SHORT)
+    assert command(*words) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("ffpretrain.md.run.make_integrator", interrupt)
+        assert command(*words, "--overwrite") == 130
+    assert "nothing was saved" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(StabilityCheck, "check_step", interrupt)
+        assert command(*words, "--overwrite") == 130
+    assert "--resume in place of --overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "format"), [("run.traj", "traj"), ("run.xyz", "extxyz"), ("run", "extxyz")])
+def test_the_format_recorded_is_the_one_written(
+    model_file: Path, tmp_path: Path, name: str, format: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--format", format] if "." not in name else []
+    assert command(model_file, "--out", tmp_path / name, *words, *SHORT, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["settings"]["format"] == format
+    other = "traj" if format == "extxyz" else "extxyz"
+    if words:
+        return
+    assert command(model_file, "--out", tmp_path / f"b{name}", "--format", other, *SHORT) == 2
+    assert f"is written as {format}, not {other}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [[], ["--overwrite"]])
+def test_the_structure_is_not_written_over(
+    model_file: Path, tmp_path: Path, option: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = tmp_path / "start.xyz"
+    ase.io.write(start, molecule("CH3CH2OH"))
+    content = start.read_bytes()
+    for structure in (start, f"{start}@0"):
+        assert command(model_file, structure, "--out", start, *SHORT, *option) == 2
+        assert "start.xyz: is the structure to start from" in capsys.readouterr().err
+    assert [path for path in tmp_path.iterdir() if path.is_file()] == [start]
+    assert start.read_bytes() == content

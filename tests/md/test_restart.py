@@ -14,11 +14,12 @@ from ase.build import molecule
 from ase.calculators.calculator import Calculator
 from ase.constraints import FixAtoms
 
+from ffpretrain.artifacts import make_card
 from ffpretrain.errors import DataError
 from ffpretrain.md import simulate
 from ffpretrain.md.integrators import ENSEMBLES
 from ffpretrain.md.output import rows
-from ffpretrain.md.stability import StabilityCheck
+from ffpretrain.md.stability import SimulationError, StabilityCheck
 from ffpretrain.potential import Potential
 
 Build = Callable[..., Potential]
@@ -95,6 +96,52 @@ def test_a_killed_run_continues_from_its_restart_file(
     assert parts.summary["backend"].startswith(("edges", "native"))  # the width of the machine decides
 
 
+def stop_at(monkeypatch: pytest.MonkeyPatch, stop: int, error: type[BaseException]) -> None:
+    """Let something happen in the step of that number."""
+    check = StabilityCheck.check_step
+
+    def checked(self: StabilityCheck, atoms: Atoms, step: int) -> None:
+        if step == stop:
+            raise error("stopped by the test")
+        check(self, atoms, step)
+
+    monkeypatch.setattr(StabilityCheck, "check_step", checked)
+
+
+@pytest.mark.parametrize("ensemble", ENSEMBLES)
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SimulationError])
+def test_a_run_stopped_before_its_first_interval_goes_on_from_its_start(
+    potential: Potential,
+    ethanol: Atoms,
+    tmp_path: Path,
+    ensemble: str,
+    error: type[BaseException],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options: dict[str, Any] = {"ensemble": ensemble, "temperature": 30.0, "timestep": 0.25, "device": "cpu"}
+    options |= {"steps": 6, "interval": 2, "log_interval": 1}
+    whole = simulate(ethanol, potential, out=tmp_path / "whole", **options)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 1 if error is SimulationError else 4, error)
+        with pytest.raises(error):
+            simulate(ethanol, potential, out=tmp_path / "parts", **options)
+    parts = simulate(None, potential, out=tmp_path / "parts", resume=True, **options)
+    assert same(whole.atoms, parts.atoms)
+    assert whole.paths["log"].read_bytes() == parts.paths["log"].read_bytes()
+    assert len(ase.io.read(parts.paths["trajectory"], ":")) == 4
+
+
+def test_files_without_a_restart_file_are_no_run_to_go_on_with(
+    methane: tuple[Atoms, Calculator], tmp_path: Path
+) -> None:
+    (tmp_path / "trajectory.traj").write_bytes(b"something else")
+    with pytest.raises(DataError, match=r"without the restart file of a run.*replace it \(--overwrite"):
+        simulate(*methane, steps=2, out=tmp_path)
+    with pytest.raises(DataError, match=r"no restart file to go on from.*start again \(--overwrite"):
+        simulate(*methane, steps=2, out=tmp_path, resume=True)
+    assert simulate(*methane, steps=2, out=tmp_path, overwrite=True).summary["steps"] == 2
+
+
 def test_the_same_seed_gives_the_same_run(potential: Potential, ethanol: Atoms) -> None:
     runs = [simulate(ethanol, potential, steps=5, seed=seed, device="cpu").atoms for seed in (0, 0, 1)]
     assert same(runs[0], runs[1]) and not same(runs[0], runs[2])
@@ -122,8 +169,13 @@ def test_fixed_atoms_stay(methane: tuple[Atoms, Calculator], tmp_path: Path, ens
 
 
 def test_resuming_something_else_is_refused(
-    methane: tuple[Atoms, Calculator], potential: Potential, build_potential: Build, tmp_path: Path
+    methane: tuple[Atoms, Calculator],
+    potential: Potential,
+    build_potential: Build,
+    tmp_path: Path,
 ) -> None:
+    other = build_potential(9)
+    named = Potential(other.backbone, other.head, card=make_card(other, "tiny"))
     ethanol = molecule("CH3CH2OH")
     options: dict[str, Any] = {"temperature": 30.0, "device": "cpu"}
     simulate(ethanol, potential, steps=4, out=tmp_path, **options)
@@ -132,8 +184,9 @@ def test_resuming_something_else_is_refused(
         (None, potential, {"timestep": 0.25}, "that run had timestep=0.5, now it is 0.25"),
         (None, potential, {"temperature": 40.0}, "that run had temperature=30.0"),
         (None, potential, {"ensemble": "nve"}, "that run had ensemble=nvt-langevin"),
-        (None, potential, {"dtype": "float64"}, "that run had weights="),
-        (None, build_potential(9), {}, "that run had weights="),
+        (None, potential, {"dtype": "float64"}, "other weights of the name .*, or another dtype"),
+        (None, build_potential(9), {}, "other weights of the name"),
+        (None, named, {}, "that run was of .*, now it is tiny"),
         (molecule("CH4"), potential, {}, "is of C2H6O, the structure given is CH4"),
         (None, potential, {"steps": 3}, "has done 4 steps, more than the 3 wanted"),
         (None, potential, {"out": tmp_path / "other"}, "no restart file to go on from"),

@@ -689,3 +689,11 @@ def test_unfamiliar_structures_are_said_once(with_card: Build) -> None:
 
 def test_errors_of_users_are_user_errors() -> None:
     assert issubclass(ConfigError, UserError)
+
+
+def test_a_temperature_of_no_data_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["validate", "ndem-ethanol", "--data-temperature", "500", "--out", str(tmp_path / "out")])
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and error.count("\n") == 1
+    assert "--data-temperature is of the data of --data" in error and list(tmp_path.iterdir()) == []
