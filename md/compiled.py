@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -25,10 +26,6 @@ _T = TypeVar("_T")
 #: ``compile="auto"`` compiles for runs of at least this many steps. For aspirin on two cores a compiled step
 #: saves 6 ms to 12 ms and building takes about 60 s, so it pays from 5,000 to 10,000 steps on.
 COMPILE_MIN_STEPS = 20_000
-
-
-#: where torch's compiler and Triton keep what they built
-_KEPT_IN = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 
 
 class CompileWarning(UserWarning):
@@ -99,16 +96,9 @@ def kept_builds() -> Iterator[None]:
     Weights are inputs of what it builds, so that a model trained anew is served by the old code with its own
     weights, and never by another model's. Where the environment says where to keep builds, that holds.
     """
-    before = {name: os.environ.get(name) for name in _KEPT_IN}
     # torch itself writes its default there, a folder of temporary files, when parts of it are imported
     default = os.path.join(tempfile.gettempdir(), "torchinductor_")
-    if (before["TORCHINDUCTOR_CACHE_DIR"] or default).startswith(default):
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache_folder() / "inductor")
-    try:
+    chosen = os.environ.get("TORCHINDUCTOR_CACHE_DIR", default)
+    folder = str(cache_folder() / "inductor") if chosen.startswith(default) else chosen
+    with patch.dict(os.environ, {"TORCHINDUCTOR_CACHE_DIR": folder}):  # and whatever torch adds, taken back
         yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

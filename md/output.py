@@ -129,20 +129,6 @@ def make_folder(paths: Paths) -> None:
         raise DataError(f"{folder}: may not be written; choose another --out")
 
 
-def refuse_earlier_run(paths: Paths) -> None:
-    """Refuse a folder in which a run has left its files.
-
-    Raises:
-        DataError: names one of them and what may be done.
-    """
-    there = [path for path in (paths.restart, paths.trajectory, paths.result) if path.exists()]
-    if there:
-        raise DataError(
-            f"{there[0]}: an earlier run is here; continue it (resume), replace it (overwrite) or choose "
-            "another out"
-        )
-
-
 def labelled_frame(atoms: Atoms, constraints: list[Any], **info: Any) -> Atoms:
     """Return a copy of the atoms with its energy, forces and stress attached and no calculator of its own.
 
