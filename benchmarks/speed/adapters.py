@@ -4,8 +4,8 @@ The time inside the model is measured within the step itself, by a clock around 
 difference is not that of two runs. Measured with the native network of ndem-aspirin, and once more with a
 path that answers at once, where the whole step is overhead. Included is the engine's own work: ASE's velocity
 Verlet, OpenMM's integrator on its Reference and CPU platforms. The floor is that work alone: the same engine,
-the same atoms, and a calculator, Python function or module that returns the same arrays every time. On Linux the
-process keeps to one core.
+the same atoms, and a calculator, Python function or module that returns the same arrays every time. On
+Linux the process keeps to one core.
 """
 
 from __future__ import annotations
