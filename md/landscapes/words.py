@@ -12,7 +12,7 @@ from ffpretrain.md.landscapes.surface import UNITS, Array, Landscape
 #: how often its grid's own error a ``force_consistency`` must be to say anything of the forces
 _CLEAR = 3.0
 #: how often the same error on the grid without every second point must be to trust the estimate of it
-_SETTLED = 2.0
+_SETTLED = 3.0
 #: how often both must be outdone where it is not to be trusted
 _BEYOND_DOUBT = 10.0
 
