@@ -17,9 +17,9 @@ Each line of the grid, along either axis, is a path with energies ``E_0 … E_n`
   line, and scaled to all. Needs forces and five points in a line.
 * ``difference_error_coarse``: the same once more with every second point left out, which needs nine points in
   a line. Where differences of second order have settled it is four times ``difference_error``. Where it is
-  not even three times as large, the grid is too coarse for the estimate, and ``force_consistency`` says nothing of
-  the forces; nor does one of up to three times ``difference_error``. What is above it they, or the rounding
-  of the energies, must explain.
+  not even three times as large, the grid is too coarse for the estimate, and ``force_consistency`` says
+  nothing of the forces; nor does one of up to three times ``difference_error``. What is above it they, or the
+  rounding of the energies, must explain.
 * ``minimum_offset``: distance of the lowest point from the centre of the grid, in units of the axes.
 * ``curvature``: mean of the second differences at the lowest point, eV per unit of the axes squared.
 """
