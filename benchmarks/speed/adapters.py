@@ -76,21 +76,19 @@ def ase_steps() -> Steps:
 
 
 def openmm_steps(platform: str) -> Steps:
-    import openmm
-
     from ffpretrain.md.openmm import add_force
+
+    return openmm_run(platform, lambda system, atoms: add_force(system, MODEL, atoms.numbers.tolist()))
+
+
+def openmm_run(platform: str, add: Callable[[Any, Atoms], Any]) -> Steps:
+    import openmm
+    from openmm import unit
 
     atoms, system = aspirin(), openmm.System()
     for mass in atoms.get_masses():
         system.addParticle(float(mass))
-    add_force(system, MODEL, atoms.numbers.tolist())
-    return openmm_run(system, platform, atoms)
-
-
-def openmm_run(system: Any, platform: str, atoms: Atoms) -> Steps:
-    import openmm
-    from openmm import unit
-
+    add(system, atoms)
     integrator = openmm.VerletIntegrator(0.5 * unit.femtoseconds)
     properties = {"Threads": "1"} if platform == "CPU" else {}
     context = openmm.Context(system, integrator, openmm.Platform.getPlatformByName(platform), properties)
@@ -137,17 +135,13 @@ def ase_floor() -> Steps:
 def openmm_floor(platform: str) -> Steps:
     import openmm
 
-    atoms, system = aspirin(), openmm.System()
-    for mass in atoms.get_masses():
-        system.addParticle(float(mass))
-    forces = np.zeros((len(atoms), 3))
+    forces = np.zeros((len(aspirin()), 3))
 
     def constant(state: Any) -> tuple[float, Any]:
         state.getPositions(asNumpy=True)
         return 0.0, forces
 
-    system.addForce(openmm.PythonForce(constant))
-    return openmm_run(system, platform, atoms)
+    return openmm_run(platform, lambda system, atoms: system.addForce(openmm.PythonForce(constant)))
 
 
 def external_floor() -> Steps:

@@ -31,9 +31,8 @@ from ffpretrain.errors import ConfigError, DataError
 from ffpretrain.graphs import Graph
 from ffpretrain.molecules import find_bonds, neighbour_lists, side_of
 from ffpretrain.noise import FrameGenerators
-from ffpretrain.objectives.base import rebuilt_edges
 
-__all__ = ["Stretched", "check_stretch", "stretch_bonds", "stretch_loss", "stretched_graph"]
+__all__ = ["Stretched", "check_stretch", "stretch_bonds", "stretch_loss"]
 
 #: lengths drawn, in sums of covalent radii; hardly a frame at a few hundred kelvin reaches the first
 SHORTEST, LONGEST = 1.2, 2.0
@@ -87,12 +86,6 @@ def stretch_bonds(graph: Graph, generator: torch.Generator, index: Tensor | None
         torch.as_tensor(direction).to(graph.pos),
         torch.as_tensor(valid, device=graph.pos.device),
     )
-
-
-def stretched_graph(graph: Graph, pos: Tensor, cutoff: float) -> Graph:
-    """Return the graph at other positions, its edges built anew."""
-    edge_index, edge_shift = rebuilt_edges(graph, pos, cutoff)
-    return graph._replace(pos=pos, edge_index=edge_index, edge_shift=edge_shift)
 
 
 def stretch_loss(forces: Tensor, stretched: Stretched, batch: Tensor, least_force: float) -> Tensor:

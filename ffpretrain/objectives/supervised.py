@@ -16,6 +16,7 @@ from ffpretrain.heads import VectorHead
 from ffpretrain.noise import Noise
 from ffpretrain.objectives.base import (
     Objective,
+    displaced,
     graph_of,
     happens,
     index_of,
@@ -23,7 +24,7 @@ from ffpretrain.objectives.base import (
     mean_over,
     regression_loss,
 )
-from ffpretrain.objectives.stretched import check_stretch, stretch_bonds, stretch_loss, stretched_graph
+from ffpretrain.objectives.stretched import check_stretch, stretch_bonds, stretch_loss
 from ffpretrain.potential import Model, Potential
 
 MAIN_HEADS = ("energy-gradient", "direct")
@@ -149,7 +150,7 @@ class Supervised(Objective):
             return terms
         graph = graph_of(sample)
         stretched = stretch_bonds(graph, generator, index_of(sample))
-        forces = self.evaluate(stretched_graph(graph, stretched.pos, self.network.cutoff))["forces"]
+        forces = self.evaluate(displaced(graph, stretched.pos - graph.pos, self.network.cutoff))["forces"]
         short = stretch_loss(forces, stretched, graph.batch, self.stretch_force) / self.network.scale
         stretch = mean_over(short.to(self.network.dtype), sample, "n_graphs")
         return {**terms, "loss": terms["loss"] + self.stretch_weight * stretch, "stretch": stretch}

@@ -14,13 +14,13 @@ from ffpretrain.errors import ConfigError, DataError
 from ffpretrain.graphs import Graph, Sample, batch_graphs, build_graph, graph_from_atoms
 from ffpretrain.molecules import find_bonds
 from ffpretrain.objectives import create_objective
+from ffpretrain.objectives.base import displaced
 from ffpretrain.objectives.stretched import (
     LONGEST,
     SHORTEST,
     Stretched,
     stretch_bonds,
     stretch_loss,
-    stretched_graph,
 )
 from ffpretrain.objectives.supervised import Supervised
 from ffpretrain.potential import Potential
@@ -130,11 +130,11 @@ def test_the_loss_is_the_shortfall_of_the_slope() -> None:
 
     def energy(by: float) -> Tensor:
         at = stretched.pos + by * stretched.direction
-        return objective.network(stretched_graph(graph, at, CUTOFF), stress=False)["energy"].detach()
+        return objective.network(displaced(graph, at - graph.pos, CUTOFF), stress=False)["energy"].detach()
 
     step = 1e-4
     slope = (energy(step) - energy(-step)) / (2 * step)
-    forces = objective.network(stretched_graph(graph, stretched.pos, CUTOFF), stress=False)["forces"]
+    forces = objective.network(displaced(graph, stretched.pos - graph.pos, CUTOFF), stress=False)["forces"]
     for least in (0.01, 1.0, 30.0):
         found = stretch_loss(forces, stretched, graph.batch, least)
         torch.testing.assert_close(found, (least - slope).clamp_min(0), atol=1e-7, rtol=1e-6)
