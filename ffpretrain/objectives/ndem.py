@@ -21,7 +21,7 @@ unsquared ``l2`` force loss the same balance asks for more).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -32,6 +32,7 @@ from ffpretrain.graphs import Graph, Sample
 from ffpretrain.heads import VectorHead
 from ffpretrain.noise import Noise, masked_multiscale_noise, noise_levels
 from ffpretrain.objectives.base import displaced, graph_of, happens, index_of
+from ffpretrain.objectives.strained import STRAINS
 from ffpretrain.objectives.supervised import Supervised
 from ffpretrain.potential import Potential
 
@@ -106,9 +107,10 @@ class NDeM(Supervised):
         huber_delta: float = 0.1,
         energy_per_atom: bool = False,
         main_head: str = "energy-gradient",
-        stretch_weight: float = 0.0,
-        stretch_force: float = 1.0,
-        stretch_probability: float = 0.25,
+        strain_weight: float = 0.0,
+        strain_force: float = 1.0,
+        strain_probability: float = 0.25,
+        strains: Sequence[str] = tuple(STRAINS),
     ) -> None:
         super().__init__(
             potential,
@@ -119,9 +121,10 @@ class NDeM(Supervised):
             huber_delta,
             energy_per_atom,
             main_head,
-            stretch_weight,
-            stretch_force,
-            stretch_probability,
+            strain_weight,
+            strain_force,
+            strain_probability,
+            strains,
         )
         if not 0 <= ndem_weight < float("inf"):
             raise ConfigError(f"ndem_weight={ndem_weight} must be finite and not negative")
@@ -162,7 +165,7 @@ class NDeM(Supervised):
         """See :class:`~ffpretrain.objectives.base.Objective`; adds ``ndem``, ``ndem_zero``."""
         graph = graph_of(sample)
         noise = self.draw_noise(graph.batch, graph.n_graphs, index_of(sample), generator, graph.pos.dtype)
-        return self.with_stretch(self.terms_given(sample, noise), sample, generator)
+        return self.with_strain(self.terms_given(sample, noise), sample, generator)
 
     def draw_noise(
         self,

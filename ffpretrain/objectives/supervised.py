@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -24,7 +24,7 @@ from ffpretrain.objectives.base import (
     mean_over,
     regression_loss,
 )
-from ffpretrain.objectives.stretched import check_stretch, stretch_bonds, stretch_loss
+from ffpretrain.objectives.strained import STRAINS, check_strain, strain, strain_loss
 from ffpretrain.potential import Model, Potential
 
 MAIN_HEADS = ("energy-gradient", "direct")
@@ -51,10 +51,11 @@ class Supervised(Objective):
         energy_per_atom: divide energy residuals by the number of atoms.
         main_head: what gives the forces: ``energy-gradient``, which conserves the energy, or ``direct``, a
             vector head beside the energy head, as is usual on OC20: faster, and no gradient of anything.
-        stretch_weight: weight of ``stretch``, by how much stretched bonds fall short of pulling back, over
-            the scale; see :mod:`~ffpretrain.objectives.stretched`. For molecules that stay whole.
-        stretch_force: what they must pull back with at least, eV/Å.
-        stretch_probability: chance that a step has this term; the mean weight falls with it.
+        strain_weight: weight of ``strain``, by how much bonds and angles far from rest fall short of coming
+            back, over the scale; see :mod:`~ffpretrain.objectives.strained`. For molecules that stay whole.
+        strain_force: what they must come back with at least, eV/Å.
+        strain_probability: chance that a step has this term; the mean weight falls with it.
+        strains: which, of :data:`~ffpretrain.objectives.strained.STRAINS`.
 
     Raises:
         ConfigError: an unknown loss, a negative or all-zero weight, or a direct head that the backbone has no
@@ -74,9 +75,10 @@ class Supervised(Objective):
         huber_delta: float = 0.1,
         energy_per_atom: bool = False,
         main_head: str = "energy-gradient",
-        stretch_weight: float = 0.0,
-        stretch_force: float = 1.0,
-        stretch_probability: float = 0.25,
+        strain_weight: float = 0.0,
+        strain_force: float = 1.0,
+        strain_probability: float = 0.25,
+        strains: Sequence[str] = tuple(STRAINS),
     ) -> None:
         super().__init__(potential)
         if not (energy_weight >= 0 and forces_weight >= 0 and 0 < energy_weight + forces_weight < math.inf):
@@ -88,16 +90,16 @@ class Supervised(Objective):
         self.huber_delta, self.energy_per_atom = huber_delta, energy_per_atom
         self._check_head(main_head)
         direct = main_head == "direct"
-        check_stretch(stretch_weight, stretch_probability, stretch_force, direct)
-        self.stretch_weight, self.stretch_force = stretch_weight, stretch_force
-        self.stretch_probability = stretch_probability
+        check_strain(strain_weight, strain_probability, strain_force, strains, direct)
+        self.strain_weight, self.strain_force = strain_weight, strain_force
+        self.strain_probability, self.strains = strain_probability, strains
         self.force_head = VectorHead(potential.backbone.n_features) if direct else None
         self._evaluate: Callable[[Graph], dict[str, Tensor]] | None = None
 
     @property
     def recordable(self) -> bool:
         """See :class:`~ffpretrain.objectives.base.Objective`: bonds are looked for on the host."""
-        return not self.stretch_weight
+        return not self.strain_weight
 
     def _check_head(self, main_head: str) -> None:
         backbone = self.network.backbone
@@ -134,26 +136,26 @@ class Supervised(Objective):
 
     def forward(self, sample: Sample | Graph, generator: torch.Generator) -> dict[str, Tensor]:
         """See :class:`~ffpretrain.objectives.base.Objective`."""
-        return self.with_stretch(self.terms_given(sample, None), sample, generator)
+        return self.with_strain(self.terms_given(sample, None), sample, generator)
 
-    def with_stretch(
+    def with_strain(
         self, terms: dict[str, Tensor], sample: Sample | Graph, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Return the terms of a step with ``stretch`` among them, where the step has it.
+        """Return the terms of a step with ``strain`` among them, where the step has it.
 
         Args:
             terms: of the step.
             sample: its batch.
             generator: source of the draws, untouched by a weight of 0.
         """
-        if not self.stretch_weight or not happens(self.stretch_probability, generator):
+        if not self.strain_weight or not happens(self.strain_probability, generator):
             return terms
         graph = graph_of(sample)
-        stretched = stretch_bonds(graph, generator, index_of(sample))
-        forces = self.evaluate(displaced(graph, stretched.pos - graph.pos, self.network.cutoff))["forces"]
-        short = stretch_loss(forces, stretched, graph.batch, self.stretch_force) / self.network.scale
-        stretch = mean_over(short.to(self.network.dtype), sample, "n_graphs")
-        return {**terms, "loss": terms["loss"] + self.stretch_weight * stretch, "stretch": stretch}
+        strained = strain(graph, generator, index_of(sample), self.strains)
+        forces = self.evaluate(displaced(graph, strained.pos - graph.pos, self.network.cutoff))["forces"]
+        short = strain_loss(forces, strained, graph.batch, self.strain_force) / self.network.scale
+        term = mean_over(short.to(self.network.dtype), sample, "n_graphs")
+        return {**terms, "loss": terms["loss"] + self.strain_weight * term, "strain": term}
 
     def terms_given(self, sample: Sample | Graph, noise: Noise | None) -> dict[str, Tensor]:
         """See :class:`~ffpretrain.objectives.base.Objective`."""

@@ -33,7 +33,7 @@ def written(tmp_path: Path, text: str) -> Path:
 @pytest.mark.parametrize("name", sorted(set(list_recipes()) | {"demo-pretrain", "demo-finetune"}))
 def test_shipped_recipes_hold(name: str) -> None:
     """Fields, backbone and objective options are all known, and the card gets a description."""
-    recipe = load_recipe(name, data="frames.h5" if name == "finetune-own" else None)
+    recipe = load_recipe(name, data="frames.h5" if name in {"finetune-own", "harden"} else None)
     assert recipe.description
     if recipe.model.backbone is not None:
         backbone = create_backbone(recipe.model.backbone.name, **recipe.model.backbone.options)

@@ -71,7 +71,7 @@ def test_openmm_aspirin_in_water(tmp_path: Path) -> None:
     assert (tmp_path / "aspirin_in_water.dcd").stat().st_size > 0
 
 
-@pytest.mark.parametrize("script", ["relabel_with_pyscf.py", "stretch_with_pyscf.py"])
+@pytest.mark.parametrize("script", ["relabel_with_pyscf.py", "strain_with_pyscf.py"])
 def test_examples_with_pyscf_say_what_to_install(script: str, tmp_path: Path) -> None:
     """PySCF may be there or not: here it is not."""
     (tmp_path / "pyscf.py").write_text("raise ImportError('absent')\n")
