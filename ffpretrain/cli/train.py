@@ -22,7 +22,8 @@ def train(
     """Train a model from a recipe; the result is OUT/model.safetensors.
 
     Shipped recipes: demo-pretrain, demo-finetune, finetune-own, harden, supervised-md17, ndem-aspirin,
-    ndem-ethanol, and pretrain-OBJECTIVE: coord, frad, slide, georecon, denoisevae, 3d-emgp, se3-ddm, ndem, dens.
+    ndem-ethanol, and pretrain-OBJECTIVE: coord, frad, slide, georecon, denoisevae, 3d-emgp, se3-ddm, ndem,
+    dens.
     """
     import json
     import os

@@ -32,7 +32,6 @@ from ffpretrain.graphs import Graph, Sample
 from ffpretrain.heads import VectorHead
 from ffpretrain.noise import Noise, masked_multiscale_noise, noise_levels
 from ffpretrain.objectives.base import displaced, graph_of, happens, index_of
-from ffpretrain.objectives.strained import STRAINS
 from ffpretrain.objectives.supervised import Supervised
 from ffpretrain.potential import Potential
 
@@ -110,7 +109,7 @@ class NDeM(Supervised):
         strain_weight: float = 0.0,
         strain_force: float = 1.0,
         strain_probability: float = 0.25,
-        strains: Sequence[str] = tuple(STRAINS),
+        strains: Sequence[str] | None = None,
     ) -> None:
         super().__init__(
             potential,

@@ -173,7 +173,7 @@ def strain_loss(forces: Tensor, strained: Strained, batch: Tensor, least_force: 
 
 
 def check_strain(
-    weight: float, probability: float, least_force: float, kinds: Sequence[str], direct: bool
+    weight: float, probability: float, least_force: float, kinds: Sequence[str] | None, direct: bool
 ) -> None:
     """Check the options.
 
@@ -186,8 +186,7 @@ def check_strain(
         raise ConfigError(f"strain_probability={probability} must lie above 0 and not exceed 1")
     if not 0 < least_force < float("inf"):
         raise ConfigError(f"strain_force={least_force} must be positive and finite; give it in eV/Å")
-    unknown = [kind for kind in kinds if kind not in STRAINS]
-    if isinstance(kinds, str) or unknown or not kinds:
+    if kinds is not None and (isinstance(kinds, str) or not kinds or not set(kinds) <= set(STRAINS)):
         raise ConfigError(f"strains={kinds!r} must be a list of some of: {', '.join(STRAINS)}")
     if weight and direct:
         raise ConfigError("strain_weight asks for forces that are a gradient: main_head: energy-gradient")

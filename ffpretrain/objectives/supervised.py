@@ -24,7 +24,7 @@ from ffpretrain.objectives.base import (
     mean_over,
     regression_loss,
 )
-from ffpretrain.objectives.strained import STRAINS, check_strain, strain, strain_loss
+from ffpretrain.objectives.strained import check_strain, strain, strain_loss
 from ffpretrain.potential import Model, Potential
 
 MAIN_HEADS = ("energy-gradient", "direct")
@@ -55,7 +55,7 @@ class Supervised(Objective):
             back, over the scale; see :mod:`~ffpretrain.objectives.strained`. For molecules that stay whole.
         strain_force: what they must come back with at least, eV/Å.
         strain_probability: chance that a step has this term; the mean weight falls with it.
-        strains: which, of :data:`~ffpretrain.objectives.strained.STRAINS`.
+        strains: which, of :data:`~ffpretrain.objectives.strained.STRAINS`; None takes all.
 
     Raises:
         ConfigError: an unknown loss, a negative or all-zero weight, or a direct head that the backbone has no
@@ -78,7 +78,7 @@ class Supervised(Objective):
         strain_weight: float = 0.0,
         strain_force: float = 1.0,
         strain_probability: float = 0.25,
-        strains: Sequence[str] = tuple(STRAINS),
+        strains: Sequence[str] | None = None,
     ) -> None:
         super().__init__(potential)
         if not (energy_weight >= 0 and forces_weight >= 0 and 0 < energy_weight + forces_weight < math.inf):

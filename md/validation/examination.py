@@ -101,8 +101,8 @@ class Validation:
         there = [path for path in self.paths.values() if path.exists()]
         if there and not overwrite:
             raise DataError(
-                f"{there[0]}: an earlier validation is here; go on with it (resume), replace it (overwrite) "
-                "or choose another out"
+                f"{there[0]}: an earlier validation is here; go on with it (--resume, resume=True), "
+                "replace it (--overwrite, overwrite=True) or choose another --out"
             )
         for path in [*there, *folder.glob("labels-*.npz"), self.paths["nve"] / "restart.npz"]:
             if path.is_file():

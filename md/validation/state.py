@@ -63,7 +63,7 @@ class State:
             DataError: there is none, it is damaged or newer, or of a validation with other settings.
         """
         if not path.exists():
-            raise DataError(f"{path}: no validation to go on with; run once without resume")
+            raise DataError(f"{path}: no validation to go on with; run once without --resume")
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             if found["format"] != FORMAT or found["version"] > VERSION:
