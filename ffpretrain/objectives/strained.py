@@ -37,12 +37,12 @@ from ffpretrain.noise import FrameGenerators
 
 __all__ = ["STRAINS", "Strained", "check_strain", "every_strain", "strain", "strain_loss"]
 
-#: lengths of stretched bonds, in sums of covalent radii; hardly a frame at some hundred kelvin has the first
+#: ranges of strain, from the end next to what frames show: stretched bonds, in sums of covalent radii
 STRETCHED = (1.2, 2.0)
 #: lengths of compressed bonds, in lengths that they had
-COMPRESSED = (0.6, 0.8)
-#: closed angles, degrees
-CLOSED = (40.0, 80.0)
+COMPRESSED = (0.8, 0.6)
+#: closed angles, in angles that they had
+CLOSED = (0.75, 0.35)
 #: a structure is left alone where straining it brings atoms more than two bonds apart together, closer
 #: than so many sums of their covalent radii: a hydrogen bond may well pass its proton on
 CONTACT = 1.5
@@ -258,8 +258,8 @@ def closed_angle(molecule: Bonded, site: Site, how_far: float) -> Strain | None:
     arms = pos[[site.atoms[0], site.atoms[2]]] - apex
     lengths, normal = np.linalg.norm(arms, axis=1), np.cross(*arms)
     before = np.arctan2(np.linalg.norm(normal), arms[0] @ arms[1])
-    after = np.radians(_between(CLOSED, how_far))
-    if after >= before or not normal.any():
+    after = _between(CLOSED, how_far) * before
+    if not normal.any():
         return None
     normal /= np.linalg.norm(normal)
     apart = np.sqrt(lengths @ lengths - 2 * lengths.prod() * np.cos(after))
