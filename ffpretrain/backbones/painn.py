@@ -183,7 +183,8 @@ class Interaction(nn.Module):
         context = self.context_out(inner)
         if vec is not None and self.vector_context is not None:
             context = torch.cat([context, self.vector_context(inner)], dim=-1)
-        filters = filters[..., : context.shape[-1]]
+        if filters.shape[-1] > context.shape[-1]:  # shared ones, in the first layer
+            filters = filters[..., : context.shape[-1]]
         if isinstance(pairs, HalfPairs):
             shape = Shape(pairs.first, pairs.second)
             total, moved = painn_messages(context, vec, filters, cast("Tensor", weight), direction, shape)
