@@ -112,17 +112,19 @@ class DensePairs:
 
 
 class HalfPairs:
-    """Pairs of a graph, each listed once, and one last row that stands for every atom with itself.
+    """Pairs of a graph, each listed once; optionally one last row that stands for every atom with itself.
+
+    Rows R are P, or P + 1 with that one.
 
     Attributes:
-        vector: from first to second in Å ``[P + 1, 3]``; zero in the last row.
-        distance: ``[P + 1]`` Å; zero in the last row.
-        other: 1 ``[P + 1]``, but 0 in the last row.
+        vector: from first to second in Å ``[R, 3]``; zero in the row of selves.
+        distance: ``[R]`` Å; zero in the row of selves.
+        other: 1 ``[R]``, but 0 in the row of selves; None without it.
         first: one atom of each pair, int64 ``[P]``.
         second: the other.
     """
 
-    def __init__(self, graph: Graph, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, graph: Graph, self_pairs: bool = False, dtype: torch.dtype | None = None) -> None:
         self.n_atoms = graph.z.shape[0]
         neighbor, center = graph.edge_index
         once = one_direction(graph.edge_index, graph.edge_shift)
@@ -131,18 +133,21 @@ class HalfPairs:
         vector = pos.index_select(0, self.second) + graph.edge_shift[once] - pos.index_select(0, self.first)
         vector = vector.to(dtype)
         distance = vector.square().sum(-1).sqrt()
-        self.vector = torch.cat([vector, vector.new_zeros(1, 3)])
-        self.distance = torch.cat([distance, distance.new_zeros(1)])
-        self.other = torch.cat([torch.ones_like(distance), distance.new_zeros(1)])
+        self.other: Tensor | None = None
+        if self_pairs:
+            self.other = torch.cat([torch.ones_like(distance), distance.new_zeros(1)])
+            vector = torch.cat([vector, vector.new_zeros(1, 3)])
+            distance = torch.cat([distance, distance.new_zeros(1)])
+        self.vector, self.distance = vector, distance
 
     def exchange(self, filters: Tensor, x: Tensor) -> Tensor:
         """Sum ``filters * x_j`` over the neighbours j of each atom, itself left out.
 
         Args:
-            filters: ``[P + 1, F]``, one for both directions of a pair.
+            filters: ``[R, F]``, one for both directions of a pair.
             x: atom features ``[N, F]``.
         """
-        filters = filters[:-1]
+        filters = filters[: len(self.first)]
         total = x.new_zeros(self.n_atoms, x.shape[-1])
         total = total.index_add(0, self.first, filters * x.index_select(0, self.second))
         return total.index_add(0, self.second, filters * x.index_select(0, self.first))

@@ -77,7 +77,7 @@ class Backbone(nn.Module, ABC):
         """
         pairs: Any
         if self.native_messages and graph.pos.device.type == "cpu":
-            pairs = HalfPairs(graph, dtype=self.dtype)
+            pairs = HalfPairs(graph, self_pairs=self.self_pairs, dtype=self.dtype)
         else:
             pairs = EdgeList(graph, self_pairs=self.self_pairs, dtype=self.dtype)
         # a plug-in whose encode knows no extra features works as long as there are none

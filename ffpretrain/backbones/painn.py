@@ -8,7 +8,7 @@ vector features it starts from.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,8 @@ from torch.nn import functional
 from ffpretrain.backbones.base import Backbone, Features, check_positive, load_exactly
 from ffpretrain.backbones.radial import GaussianBasis, cosine_cutoff
 from ffpretrain.errors import ArtifactError
-from ffpretrain.pairs import Pairs
+from ffpretrain.native.messages import LIBRARY, Shape, painn_messages
+from ffpretrain.pairs import HalfPairs, Pairs
 from ffpretrain.units import length_unit as length_unit_size
 
 
@@ -97,21 +98,42 @@ class PaiNN(Backbone):
             return [2 if n == 1 else 3]
         return [2] + [3] * (n - 1)
 
-    def encode(self, z: Tensor, pairs: Pairs, initial: Features | None = None) -> Features:
+    def use_native_messages(self) -> None:
+        """See :class:`~ffpretrain.backbones.base.Backbone`."""
+        LIBRARY.load()
+        self.native_messages = True
+
+    def encode(self, z: Tensor, pairs: Pairs | HalfPairs, initial: Features | None = None) -> Features:
         """See :class:`~ffpretrain.backbones.base.Backbone`."""
         weight, safe = cosine_cutoff(pairs.distance, self.cutoff), pairs.distance
         if pairs.other is not None:
             weight, safe = weight * pairs.other, safe + (1 - pairs.other)
         direction = pairs.vector / safe.unsqueeze(-1)
-        basis = self.basis(pairs.distance)
-        filters = self.filters(basis) * weight.unsqueeze(-1)
-        each = list(filters.split([self.n_features * n for n in self._filter_blocks()], dim=-1))
         x, vec = self.with_initial(self.embedding(z), initial)
-        if vec is not None and self.vector_filters is not None:
-            each[0] = torch.cat([each[0], self.vector_filters(basis) * weight.unsqueeze(-1)], dim=-1)
+        basis, native = self.basis(pairs.distance), isinstance(pairs, HalfPairs)
+        # native messages multiply by the cutoff function where they read the filters
+        each = self._filters(basis, None if native else weight.unsqueeze(-1), vec is not None)
         for i, layer in enumerate(self.layers):
-            x, vec = layer(x, vec, pairs, each[0 if self.shared_filters else i], direction)
+            filters = each[0 if self.shared_filters else i]
+            x, vec = layer(x, vec, pairs, filters, direction, weight=weight if native else None)
         return Features(x, vec)
+
+    def _filters(self, basis: Tensor, weight: Tensor | None, vectors: bool) -> list[Tensor]:
+        """Return the filters ``[P, kF]`` of each layer, or of all of them where they are shared.
+
+        One product makes them all where they are multiplied by the weight, too. Without it each layer's stand
+        in a memory of their own, as native code reads them.
+        """
+        sizes = [self.n_features * n for n in self._filter_blocks()]
+        if weight is None:
+            maps = zip(self.filters.weight.split(sizes), self.filters.bias.split(sizes), strict=True)
+            each = [functional.linear(basis, *one) for one in maps]
+        else:
+            each = list((self.filters(basis) * weight).split(sizes, dim=-1))
+        if vectors and self.vector_filters is not None:
+            more = self.vector_filters(basis)
+            each[0] = torch.cat([each[0], more if weight is None else more * weight], dim=-1)
+        return each
 
 
 class Interaction(nn.Module):
@@ -137,7 +159,13 @@ class Interaction(nn.Module):
         self.vector_context: nn.Linear | None = None
 
     def forward(
-        self, x: Tensor, vec: Tensor | None, pairs: Pairs, filters: Tensor, direction: Tensor
+        self,
+        x: Tensor,
+        vec: Tensor | None,
+        pairs: Pairs | HalfPairs,
+        filters: Tensor,
+        direction: Tensor,
+        weight: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return updated ``x [N, F]`` and ``vec [N, 3, F]``.
 
@@ -145,27 +173,40 @@ class Interaction(nn.Module):
             x: scalar features ``[N, F]``.
             vec: vector features ``[N, 3, F]``; None in the first layer unless they are part of the input.
             pairs: neighbours.
-            filters: this layer's, cutoff included: ``[P, 2F]`` or ``[P, 3F]``.
+            filters: this layer's: ``[P, 2F]`` or ``[P, 3F]``; the cutoff function is in them unless it is
+                given.
             direction: unit vectors from centre to neighbour ``[P, 3]``.
+            weight: cutoff function ``[P]``, for pairs that are listed once.
         """
         f = self.hidden
         inner = functional.silu(self.context_in(x))
         context = self.context_out(inner)
         if vec is not None and self.vector_context is not None:
             context = torch.cat([context, self.vector_context(inner)], dim=-1)
-        message = pairs.neighbor(context) * filters[..., : context.shape[-1]]
-        x = x + pairs.sum(message[..., :f])
-        along = message[..., f : 2 * f].unsqueeze(-2) * direction.unsqueeze(-1)
-        if vec is None:
-            vec = pairs.sum(along)
+        if filters.shape[-1] > context.shape[-1]:  # shared ones, in the first layer
+            filters = filters[..., : context.shape[-1]]
+        if isinstance(pairs, HalfPairs):
+            shape = Shape(pairs.first, pairs.second)
+            total, moved = painn_messages(context, vec, filters, cast("Tensor", weight), direction, shape)
         else:
-            passed = message[..., 2 * f :].unsqueeze(-2) * pairs.neighbor(vec)
-            vec = vec + pairs.sum(along + passed)
+            total, moved = self._messages(context, vec, filters, pairs, direction)
+        x, vec = x + total, moved if vec is None else vec + moved
         v, w = self.vec_proj(vec).split(f, dim=-1)
         norm = (v.square().sum(-2) + self.epsilon).sqrt()
         update = self.update_out(functional.silu(self.update_in(torch.cat([x, norm], dim=-1))))
         scalar, vector, product = update.split(f, dim=-1)
         return x + scalar + product * (v * w).sum(-2), vec + vector.unsqueeze(-2) * w
+
+    def _messages(
+        self, context: Tensor, vec: Tensor | None, filters: Tensor, pairs: Pairs, direction: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the sums over neighbours of scalar ``[N, F]`` and vector messages ``[N, 3, F]``."""
+        f = self.hidden
+        message = pairs.neighbor(context) * filters
+        along = message[..., f : 2 * f].unsqueeze(-2) * direction.unsqueeze(-1)
+        if vec is not None:
+            along = along + message[..., 2 * f :].unsqueeze(-2) * pairs.neighbor(vec)
+        return pairs.sum(message[..., :f]), pairs.sum(along)
 
 
 def _xavier(layer: nn.Linear, published_rows: int) -> None:

@@ -1,8 +1,8 @@
-"""Attention messages over pairs that are listed once, as one operation that can be differentiated twice.
+"""Messages over pairs that are listed once, as one operation that can be differentiated twice.
 
-Where torch makes a tensor ``[pairs, 4 F]`` of every step of a message, and keeps most of them for the second
-derivative, this goes through pairs one at a time and recomputes what is cheap: nothing of that size is kept
-but the filters.
+Where torch makes a tensor of the size of the filters, ``[pairs, 4 F]``, of every step of a message, and keeps
+most of them for the second derivative, this goes through pairs one at a time and recomputes what is cheap:
+nothing of that size is kept but the filters.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class Shape(NamedTuple):
     Attributes:
         first: centre of each pair, int64 ``[P]``; of the other direction, the neighbour.
         second: its neighbour.
-        heads: of the attention.
+        heads: of the attention; 0 where there is none, as in PaiNN.
         selves: whether each atom is its own neighbour too; row P of the pairs' arrays is then for all.
     """
 
     first: Tensor
     second: Tensor
-    heads: int
-    selves: bool
+    heads: int = 0
+    selves: bool = False
 
 
 def messages(
@@ -68,6 +68,33 @@ def messages(
         NativeUnavailable: the native code cannot be built, or has no room for so many channels in a head.
     """
     return _Messages.apply(mixed, vec, pre, weight, direction, shape)
+
+
+def painn_messages(
+    context: Tensor, vec: Tensor | None, filters: Tensor, weight: Tensor, direction: Tensor, shape: Shape
+) -> tuple[Tensor, Tensor]:
+    """Return the sums over neighbours of PaiNN's scalar and vector messages.
+
+    Eq. 7 and 8 of Schütt, Unke and Gastegger (ICML 2021). An atom i gets from a neighbour j with filters
+    ``f`` the scalar message ``w * c_s * f_s`` and the vector message
+    ``w * (c_d * f_d * u_ij + c_v * f_v * vec_j)``, with c of the neighbour.
+
+    Args:
+        context: ``[N, 3 F]``: the scalar, direction and vector parts c of each atom; ``[N, 2 F]`` without
+            vectors.
+        vec: incoming vectors ``[N, 3, F]``, or None.
+        filters: ``[P, 3 F]``, or ``[P, 2 F]``, of the same parts.
+        weight: cutoff function w ``[P]``.
+        direction: unit vectors u from first to second ``[P, 3]``.
+        shape: pairs, without heads and selves.
+
+    Returns:
+        ``[N, F]`` and ``[N, 3, F]``; both can be differentiated twice.
+
+    Raises:
+        NativeUnavailable: the native code cannot be built.
+    """
+    return _Messages.apply(context, vec, filters, weight, direction, shape)
 
 
 def require(features: int, heads: int) -> None:
@@ -109,7 +136,7 @@ class _Messages(torch.autograd.Function):
         given = _contiguous(mixed, vec, pre, weight, direction)
         ctx.shape = shape
         ctx.save_for_backward(mixed, vec, pre, weight, direction)
-        n, f = len(mixed), _features(mixed, vec)
+        n, f = len(mixed), _features(mixed, vec, shape)
         sums = mixed.new_zeros(n, f), mixed.new_zeros(n, 3, f)
         _call(_SUMS, shape, given, sums=sums)
         return sums
@@ -143,8 +170,8 @@ class _Gradient(torch.autograd.Function):
         return (*_split(out), *sums, None)
 
 
-def _features(mixed: Tensor, vec: Tensor | None) -> int:
-    return mixed.shape[1] // (4 if vec is None else 5)
+def _features(mixed: Tensor, vec: Tensor | None, shape: Shape) -> int:
+    return mixed.shape[1] // ((4 if shape.heads else 2) + (vec is not None))
 
 
 def _contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -152,13 +179,18 @@ def _contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 def _outputs(inputs: list[Tensor | None], shape: Shape) -> tuple[Tensor | None, ...]:
-    """Zeros for the derivatives: of ``mixed``, ``vec``, ``pre``, and of weight and direction by thread."""
+    """Memory for the derivatives: of ``mixed``, ``vec``, ``pre``, and of weight and direction by thread.
+
+    All zeros but that of ``pre``, whose rows are written once, apart from that of an atom with itself.
+    """
     mixed, vec, pre = cast("Sizes", inputs[:3])
     geometry = mixed.new_zeros(_threads(shape, pre), len(pre), 4)
+    filters = torch.empty_like(pre, memory_format=torch.contiguous_format)
+    filters[len(shape.first) :] = 0
     return (
         torch.zeros_like(mixed),
         None if vec is None else torch.zeros_like(vec),
-        torch.zeros_like(pre),
+        filters,
         geometry,
     )
 
@@ -170,7 +202,8 @@ def _split(out: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
 
 
 def _threads(shape: Shape, pre: Tensor) -> int:
-    return max(1, min(torch.get_num_threads(), shape.heads, pre.numel() // _GRAIN))
+    most = min(torch.get_num_threads(), shape.heads or pre.shape[1])
+    return max(1, min(most, pre.numel() // _GRAIN))
 
 
 def _call(
@@ -185,9 +218,9 @@ def _call(
     mixed, vec, pre = cast("Sizes", given[:3])
     tensors = (shape.first, shape.second, *given, *tangents, *cotangents, *sums, *gradients)
     pointers = np.array([0 if t is None else t.data_ptr() for t in tensors], dtype=np.uint64)
+    features = _features(mixed, vec, shape)
     sizes = np.array(
-        [len(mixed), len(shape.first), _features(mixed, vec), shape.heads, vec is not None, shape.selves],
-        dtype=np.int64,
+        [len(mixed), len(shape.first), features, shape.heads, vec is not None, shape.selves], dtype=np.int64
     )
     failed = LIBRARY.load().ff_messages(
         task, mixed.element_size(), sizes.ctypes.data, pointers.ctypes.data, _threads(shape, pre)

@@ -2,7 +2,8 @@
 #include <thread>
 #include <vector>
 
-#include "messages.hpp"
+#include "attention_messages.hpp"
+#include "painn_messages.hpp"
 
 using ff::MessageData;
 
@@ -11,17 +12,25 @@ namespace {
 // what is asked for
 enum Task { kSums, kGradient, kTangents };
 
-template <class T, int W> void part(int64_t task, const MessageData<T>& data, int64_t first, int64_t last) {
-  if (task == kSums) ff::Messages<T, W, false, true, false>(data).run(first, last);
-  else if (task == kGradient) ff::Messages<T, W, false, false, true>(data).run(first, last);
-  else ff::Messages<T, W, true, true, true>(data).run(first, last);
+// Part `t` of `of`: some of the heads or, without attention, of the vectors of channels.
+template <class T, int W, bool... Asked> void part(const MessageData<T>& data, int64_t t, int64_t of) {
+  const int64_t units = data.heads ? data.heads : data.f / W, first = t * units / of, last = (t + 1) * units / of;
+  if (data.heads) ff::AttentionMessages<T, W, Asked...>(data).run(first, last);
+  else if (data.vectors) ff::PainnMessages<T, W, true, Asked...>(data).run(first, last);
+  else ff::PainnMessages<T, W, false, Asked...>(data).run(first, last);
 }
 
-template <class T> void share(int64_t task, const MessageData<T>& data, int64_t first, int64_t last) {
-  const int64_t per_head = data.f / data.heads, widest = FF_BYTES / sizeof(T);
-  if (per_head % widest == 0) part<T, FF_BYTES / sizeof(T)>(task, data, first, last);
-  else if (per_head % 4 == 0) part<T, 4>(task, data, first, last);
-  else part<T, 1>(task, data, first, last);
+template <class T, int W> void part(int64_t task, const MessageData<T>& data, int64_t t, int64_t of) {
+  if (task == kSums) part<T, W, false, true, false>(data, t, of);
+  else if (task == kGradient) part<T, W, false, false, true>(data, t, of);
+  else part<T, W, true, true, true>(data, t, of);
+}
+
+template <class T> void share(int64_t task, const MessageData<T>& data, int64_t t, int64_t of) {
+  const int64_t channels = data.heads ? data.f / data.heads : data.f, widest = FF_BYTES / sizeof(T);
+  if (channels % widest == 0) part<T, FF_BYTES / sizeof(T)>(task, data, t, of);
+  else if (channels % 4 == 0) part<T, 4>(task, data, t, of);
+  else part<T, 1>(task, data, t, of);
 }
 
 template <class T> void messages(int64_t task, const int64_t* sizes, const void* const* p, int64_t threads) {
@@ -39,7 +48,7 @@ template <class T> void messages(int64_t task, const int64_t* sizes, const void*
   auto piece = [=](int64_t t) {
     MessageData<T> own = data;
     if (own.g_geometry) own.g_geometry += t * rows * 4;
-    share<T>(task, own, t * data.heads / threads, (t + 1) * data.heads / threads);
+    share<T>(task, own, t, threads);
   };
 #ifdef _OPENMP
   // torch's own threads: others would wait while those spin in expectation of the next operation
@@ -62,8 +71,8 @@ template <class T> void messages(int64_t task, const int64_t* sizes, const void*
 
 extern "C" {
 
-// bytes: of one number; sizes: atoms, pairs, features, heads, whether there are vectors, and pairs of an atom
-// with itself; pointers: in the order of `MessageData`, null where the task has no use for them.
+// bytes: of one number; sizes: atoms, pairs, features, heads (0 for PaiNN), whether there are vectors, and pairs of
+// an atom with itself; pointers: in the order of `MessageData`, null where the task has no use for them.
 // Returns 0, or 1 where memory ran out.
 int64_t ff_messages(int64_t task, int64_t bytes, const int64_t* sizes, const void* const* pointers,
                     int64_t threads) {

@@ -22,11 +22,15 @@ from ffpretrain.training.run import Run, fit, prepare
 pytestmark = pytest.mark.skipif(find_compiler() is None, reason="needs a C++ compiler")
 
 SIZE = {"hidden": 8, "layers": 2, "heads": 2, "rbf": 4, "max_z": 9}
+BACKBONES = {
+    "torchmd-et": {"name": "torchmd-et", "options": SIZE},
+    "painn": {"name": "painn", "options": {k: v for k, v in SIZE.items() if k != "heads"}},
+}
 
 
 def run(**changes: Any) -> Run:
     fields = {
-        "model.backbone": {"name": "torchmd-et", "options": SIZE},
+        "model.backbone": BACKBONES["torchmd-et"],
         "data.train": 10,
         "data.val": 4,
         "data.test": 0,
@@ -48,9 +52,13 @@ def trained(out: Path, made: Run) -> dict[str, Tensor]:
     return read_checkpoint(out / "checkpoints" / "last.ckpt")["state_dict"]
 
 
-def test_a_run_is_the_same_with_native_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_run_is_the_same_with_native_messages(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(native, "MIN_STEPS", 4)
-    made, plain = run(), run(trainer__compile=False)
+    backbone = BACKBONES[name]
+    made, plain = run(model__backbone=backbone), run(model__backbone=backbone, trainer__compile=False)
     fast, slow = trained(tmp_path / "native", made), trained(tmp_path / "plain", plain)
     assert not made.module.objective.network.backbone.native_messages  # once trained, it is read plainly
     assert set(made.module.agreement) == {"loss", "gradient"} and not plain.module.agreement

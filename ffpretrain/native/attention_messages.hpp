@@ -1,38 +1,19 @@
-// Messages of the equivariant transformer's attention over pairs that are listed once: the sums at each atom,
-// their derivative, and the derivative of that along a direction, as training on forces needs it.
-//
-// One text serves all three: it is written over numbers that are either plain or carry a tangent. Where they
-// do, the incoming derivatives gx and gd are held fixed and only tangents are written out: those of the sums
-// (the derivative with respect to gx and gd) and those of the derivative (with respect to everything else).
-//
-// Heads do not see each other, so threads share them out: no two write to the same place.
+// Messages of the equivariant transformer's attention.
 #pragma once
-#include "dual.hpp"
+#include "message_data.hpp"
 
 namespace ff {
 
 enum Row { kQuery, kKey, kScalar, kDirection, kVector };  // what `mixed` holds of each atom, blocks of f numbers
 
-template <class T> struct MessageData {
-  int64_t n, pairs, f, heads, vectors, selves;  // `vectors`: whether there are incoming vector features
-  const int64_t *a, *b;                         // [pairs], centre and neighbour of one direction
-  const T *mixed, *vec, *pre, *weight, *direction;     // [n,(4|5)f] [n,3,f] [rows,(3|4)f] [rows] [rows,3]
-  const T *d_mixed, *d_vec, *d_pre, *d_weight, *d_direction;  // tangents
-  const T *gx, *gd;                             // [n,f] [n,3,f]
-  T *x, *d;                                     // [n,f] [n,3,f]
-  // g_pre need not be zero, but in the last row if atoms are their own neighbours; g_geometry is [rows,4], of
-  // weight and direction, one thread's own
-  T *g_mixed, *g_vec, *g_pre, *g_geometry;
-};
-
-template <class T, int W, bool Tangent, bool Sums, bool Gradient> class Messages {
+template <class T, int W, bool Tangent, bool Sums, bool Gradient> class AttentionMessages {
   using N = Numbers<T, W, Tangent>;
   using V = typename N::V;
   using S = typename N::Wide;    // over W channels
   using One = typename N::One;   // of a pair or a head
 
  public:
-  explicit Messages(const MessageData<T>& data) : m(data), per_head(m.f / m.heads), chunks(per_head / W) {}
+  explicit AttentionMessages(const MessageData<T>& data) : m(data), per_head(m.f / m.heads), chunks(per_head / W) {}
 
   void run(int64_t first, int64_t last) const {
     for (int64_t p = 0; p < m.pairs; ++p) pair(p, m.a[p], m.b[p], first, last, false);
