@@ -25,12 +25,15 @@ def machine() -> dict[str, Any]:
     import ffpretrain
 
     cpu = platform.processor() or platform.machine()
+    flags: list[str] = []
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        names = [line.split(":", 1)[1].strip() for line in info.open() if line.startswith("model name")]
-        cpu = names[0] if names else cpu
+        lines = [line.split(":", 1) for line in info.read_text().splitlines() if ":" in line]
+        told = {key.strip(): value.strip() for key, value in lines}
+        cpu, flags = told.get("model name", cpu), told.get("flags", "").split()
     return {
         "cpu": cpu,
+        "vectors": next((name for name in ("avx512f", "avx2") if name in flags), None),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,20 @@ from ffpretrain.errors import ConfigError, DataError
 from ffpretrain.graphs import Graph, Sample, atoms_per_graph
 from ffpretrain.neighbors import neighbor_list
 from ffpretrain.noise import Noise
+from ffpretrain.objectives.strained import Strained
 from ffpretrain.potential import Potential
+
+
+class Drawn(NamedTuple):
+    """All that is random about a step.
+
+    Attributes:
+        noise: None where the step has none.
+        strained: the step's structures strained; None where it has none of them.
+    """
+
+    noise: Noise | None = None
+    strained: Strained | None = None
 
 
 class Objective(nn.Module, ABC):
@@ -50,37 +63,28 @@ class Objective(nn.Module, ABC):
 
     @property
     def recordable(self) -> bool:
-        """Whether :meth:`draw_noise` takes all random decisions of a step, :meth:`terms_given` never waits.
+        """Whether :meth:`draw_step` takes all random decisions of a step, :meth:`terms_given` never waits.
 
         Only then can whole steps be recorded (:mod:`ffpretrain.training.recorded`).
         """
         return False
 
-    def draw_noise(
-        self,
-        batch: Tensor,
-        n_graphs: int,
-        index: Tensor | None,
-        generator: torch.Generator,
-        dtype: torch.dtype = torch.float64,
-    ) -> Noise | None:
-        """Return the noise of a step, drawn where ``batch`` is; None where the step has none.
+    def draw_step(self, graph: Graph, index: Tensor | None, generator: torch.Generator) -> Drawn:
+        """Return what is random about a step, on the graph's device.
 
         Args:
-            batch: structure of each atom ``[N]``.
-            n_graphs: B.
+            graph: the step's structures; its edges are not read.
             index: identifies each structure ``[B]``.
             generator: source of every random draw of the step.
-            dtype: of the displacements.
         """
-        return None
+        return Drawn()
 
-    def terms_given(self, sample: Sample | Graph, noise: Noise | None) -> dict[str, Tensor]:
-        """Return what :meth:`forward` does, for noise drawn before.
+    def terms_given(self, sample: Sample | Graph, drawn: Drawn) -> dict[str, Tensor]:
+        """Return what :meth:`forward` does, for draws made before.
 
         Args:
             sample: a batch.
-            noise: of :meth:`draw_noise`, on the batch's device.
+            drawn: of :meth:`draw_step`, on the batch's device.
 
         Raises:
             ConfigError: the objective draws while it computes.

@@ -31,7 +31,7 @@ from ffpretrain.errors import ConfigError
 from ffpretrain.graphs import Graph, Sample
 from ffpretrain.heads import VectorHead
 from ffpretrain.noise import Noise, masked_multiscale_noise, noise_levels
-from ffpretrain.objectives.base import displaced, graph_of, happens, index_of
+from ffpretrain.objectives.base import Drawn, graph_of, happens
 from ffpretrain.objectives.supervised import Supervised
 from ffpretrain.potential import Potential
 
@@ -160,48 +160,42 @@ class NDeM(Supervised):
             return self._noisy_force(graph)
         return self.noise_head(self.network.backbone(graph))
 
-    def forward(self, sample: Sample | Graph, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw_step(self, graph: Graph, index: Tensor | None, generator: torch.Generator) -> Drawn:
+        """See :class:`~ffpretrain.objectives.base.Objective`; no noise where a step has no auxiliary task."""
+        noise = None
+        if self.ndem_weight and happens(self.batch_probability, generator):
+            noise = masked_multiscale_noise(
+                graph.batch,
+                graph.n_graphs,
+                self.sigmas,
+                self.mask_ratio,
+                generator,
+                per_structure=self.per_structure,
+                index=index,
+                dtype=graph.pos.dtype,
+            )
+        return Drawn(noise, self.draw_strained(graph, index, generator))
+
+    def terms_given(self, sample: Sample | Graph, drawn: Drawn) -> dict[str, Tensor]:
         """See :class:`~ffpretrain.objectives.base.Objective`; adds ``ndem``, ``ndem_zero``."""
-        graph = graph_of(sample)
-        noise = self.draw_noise(graph.batch, graph.n_graphs, index_of(sample), generator, graph.pos.dtype)
-        return self.with_strain(self.terms_given(sample, noise), sample, generator)
-
-    def draw_noise(
-        self,
-        batch: Tensor,
-        n_graphs: int,
-        index: Tensor | None,
-        generator: torch.Generator,
-        dtype: torch.dtype = torch.float64,
-    ) -> Noise | None:
-        """See :class:`~ffpretrain.objectives.base.Objective`; None where a step is without auxiliary task."""
-        if self.ndem_weight == 0 or not happens(self.batch_probability, generator):
-            return None
-        return masked_multiscale_noise(
-            batch,
-            n_graphs,
-            self.sigmas,
-            self.mask_ratio,
-            generator,
-            per_structure=self.per_structure,
-            index=index,
-            dtype=dtype,
-        )
-
-    def terms_given(self, sample: Sample | Graph, noise: Noise | None) -> dict[str, Tensor]:
-        """See :class:`~ffpretrain.objectives.base.Objective`."""
-        graph = graph_of(sample)
-        out = self.evaluate(graph)
+        out = self.evaluate(graph_of(sample))
         terms = self.supervised_terms(sample, out)
-        if noise is None:
-            return terms
+        if drawn.noise is not None:
+            terms = self._with_ndem(terms, sample, out["forces"], drawn.noise)
+        return self.with_strain(terms, sample, drawn.strained)
+
+    def _with_ndem(
+        self, terms: dict[str, Tensor], sample: Sample | Graph, forces: Tensor, noise: Noise
+    ) -> dict[str, Tensor]:
+        """Return the terms of a step with the auxiliary task's among them; forces in eV/Å ``[N, 3]``."""
+        graph = graph_of(sample)
         part, n_atoms = self._part(graph)
         shift, mask = noise.displacement[:n_atoms], noise.mask[:n_atoms]
         dtype = self.network.dtype
-        force = (out["forces"][:n_atoms] / self.network.scale).to(dtype)
+        force = (forces[:n_atoms] / self.network.scale).to(dtype)
         if self.detach_main:
             force = force.detach()
-        noisy_force = self.noisy_force(self._displaced(part, shift))
+        noisy_force = self.noisy_force(self.moved(part, shift))
         terms["ndem"] = ndem_loss(
             force, noisy_force, shift.to(dtype), self.sigma_max, mask if self.only_corrupted else None
         )
@@ -224,12 +218,6 @@ class NDeM(Supervised):
                 "only_corrupted: false; set both, or train with one device"
             )
         return None
-
-    def _displaced(self, part: Graph, shift: Tensor) -> Graph:
-        """Return noisy structures; a compiled branch keeps all pairs and reads no edges."""
-        if self._noisy_force is not None and self.training:
-            return part._replace(pos=part.pos + shift.to(part.pos))
-        return displaced(part, shift, self.network.cutoff)
 
     def _part(self, graph: Graph) -> tuple[Graph, int]:
         """Return the structures the auxiliary task runs on (positions only) and their number of atoms."""

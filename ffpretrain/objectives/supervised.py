@@ -13,8 +13,8 @@ from ffpretrain.direct import DirectPotential
 from ffpretrain.errors import ConfigError
 from ffpretrain.graphs import Graph, Sample, atoms_per_graph
 from ffpretrain.heads import VectorHead
-from ffpretrain.noise import Noise
 from ffpretrain.objectives.base import (
+    Drawn,
     Objective,
     displaced,
     graph_of,
@@ -24,7 +24,7 @@ from ffpretrain.objectives.base import (
     mean_over,
     regression_loss,
 )
-from ffpretrain.objectives.strained import check_strain, strain, strain_loss
+from ffpretrain.objectives.strained import Strained, check_strain, strain, strain_loss
 from ffpretrain.potential import Model, Potential
 
 MAIN_HEADS = ("energy-gradient", "direct")
@@ -98,8 +98,8 @@ class Supervised(Objective):
 
     @property
     def recordable(self) -> bool:
-        """See :class:`~ffpretrain.objectives.base.Objective`: bonds are looked for on the host."""
-        return not self.strain_weight
+        """See :class:`~ffpretrain.objectives.base.Objective`."""
+        return True
 
     def _check_head(self, main_head: str) -> None:
         backbone = self.network.backbone
@@ -136,30 +136,49 @@ class Supervised(Objective):
 
     def forward(self, sample: Sample | Graph, generator: torch.Generator) -> dict[str, Tensor]:
         """See :class:`~ffpretrain.objectives.base.Objective`."""
-        return self.with_strain(self.terms_given(sample, None), sample, generator)
+        drawn = self.draw_step(graph_of(sample), index_of(sample), generator)
+        return self.terms_given(sample, drawn)
+
+    def draw_step(self, graph: Graph, index: Tensor | None, generator: torch.Generator) -> Drawn:
+        """See :class:`~ffpretrain.objectives.base.Objective`."""
+        return Drawn(strained=self.draw_strained(graph, index, generator))
+
+    def draw_strained(
+        self, graph: Graph, index: Tensor | None, generator: torch.Generator
+    ) -> Strained | None:
+        """Return the structures strained; None by chance or, without a draw, where the weight is 0."""
+        if not self.strain_weight or not happens(self.strain_probability, generator):
+            return None
+        return strain(graph, generator, index, self.strains)
+
+    def terms_given(self, sample: Sample | Graph, drawn: Drawn) -> dict[str, Tensor]:
+        """See :class:`~ffpretrain.objectives.base.Objective`."""
+        terms = self.supervised_terms(sample, self.evaluate(graph_of(sample)))
+        return self.with_strain(terms, sample, drawn.strained)
 
     def with_strain(
-        self, terms: dict[str, Tensor], sample: Sample | Graph, generator: torch.Generator
+        self, terms: dict[str, Tensor], sample: Sample | Graph, strained: Strained | None
     ) -> dict[str, Tensor]:
         """Return the terms of a step with ``strain`` among them, where the step has it.
 
         Args:
             terms: of the step.
             sample: its batch.
-            generator: source of the draws, untouched by a weight of 0.
+            strained: its structures, or None.
         """
-        if not self.strain_weight or not happens(self.strain_probability, generator):
+        if strained is None:
             return terms
         graph = graph_of(sample)
-        strained = strain(graph, generator, index_of(sample), self.strains)
-        forces = self.evaluate(displaced(graph, strained.pos - graph.pos, self.network.cutoff))["forces"]
+        forces = self.evaluate(self.moved(graph, strained.pos - graph.pos))["forces"]
         short = strain_loss(forces, strained, graph.batch, self.strain_force) / self.network.scale
         term = mean_over(short.to(self.network.dtype), sample, "n_graphs")
         return {**terms, "loss": terms["loss"] + self.strain_weight * term, "strain": term}
 
-    def terms_given(self, sample: Sample | Graph, noise: Noise | None) -> dict[str, Tensor]:
-        """See :class:`~ffpretrain.objectives.base.Objective`."""
-        return self.supervised_terms(sample, self.evaluate(graph_of(sample)))
+    def moved(self, graph: Graph, displacement: Tensor) -> Graph:
+        """Return the structures moved by ``[N, 3]`` Å; compiled code keeps all pairs and reads no edges."""
+        if self._evaluate is not None and self.training:
+            return graph._replace(pos=graph.pos + displacement.to(graph.pos))
+        return displaced(graph, displacement, self.network.cutoff)
 
     def evaluate(self, graph: Graph) -> dict[str, Tensor]:
         """Return the network's energies and forces, differentiable where in training mode."""

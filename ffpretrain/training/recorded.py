@@ -8,6 +8,7 @@ before, and everything it draws is what the step-by-step run draws.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -20,7 +21,8 @@ from ffpretrain.cuda_graph import record
 from ffpretrain.errors import ConfigError
 from ffpretrain.graphs import Graph, Sample
 from ffpretrain.noise import Noise
-from ffpretrain.objectives.base import Objective
+from ffpretrain.objectives.base import Drawn, Objective
+from ffpretrain.objectives.strained import Strained
 from ffpretrain.training.data import SampleDataset, StreamSampler, collate
 
 
@@ -77,8 +79,13 @@ class EqualFrames:
 
     def batch(self, picks: Tensor) -> Sample:
         """Return the frames at positions ``picks [B]`` as one sample without edges."""
+        targets = {name: values[picks].flatten(0, 1) for name, values in self._targets.items()}
+        return Sample(self.graph(picks), targets, {})
+
+    def graph(self, picks: Tensor) -> Graph:
+        """Return the structures at positions ``picks [B]``, without edges."""
         n, device = len(picks), picks.device
-        graph = Graph(
+        return Graph(
             z=self._z[picks].flatten(),
             pos=self._pos[picks].flatten(0, 1),
             edge_index=torch.empty(2, 0, dtype=torch.int64, device=device),
@@ -87,13 +94,18 @@ class EqualFrames:
             cell=self._pos.new_zeros(n, 3, 3),
             n_graphs=n,
         )
-        targets = {name: values[picks].flatten(0, 1) for name, values in self._targets.items()}
-        return Sample(graph, targets, {})
 
 
 def batch_of(n_graphs: int, n_atoms: int, device: torch.device | None = None) -> Tensor:
     """Return the structure of each atom of equal molecules, int64 ``[n_graphs * n_atoms]``."""
     return torch.arange(n_graphs, device=device).unsqueeze(1).expand(n_graphs, n_atoms).reshape(-1)
+
+
+class Variant(NamedTuple):
+    """What a step has beside its frames: each combination is a recording of its own."""
+
+    noisy: bool
+    strained: bool
 
 
 class _Inputs(NamedTuple):
@@ -105,6 +117,9 @@ class _Inputs(NamedTuple):
     displacement: Tensor
     sigma: Tensor
     mask: Tensor
+    strained: Tensor
+    back: Tensor
+    valid: Tensor
 
     @classmethod
     def empty(cls, lead: Sequence[int], batch: int, n_atoms: int, device: torch.device, pin: bool) -> _Inputs:
@@ -118,6 +133,16 @@ class _Inputs(NamedTuple):
             make(torch.float64, batch * n_atoms, 3),
             make(torch.float64, batch),
             make(torch.bool, batch * n_atoms),
+            make(torch.float64, batch * n_atoms, 3),
+            make(torch.float64, batch * n_atoms, 3),
+            make(torch.bool, batch),
+        )
+
+    def drawn(self, variant: Variant) -> Drawn:
+        """Return the draws of a variant of a step, in these tensors."""
+        return Drawn(
+            Noise(self.displacement, self.sigma, self.mask) if variant.noisy else None,
+            Strained(self.strained, self.back, self.valid) if variant.strained else None,
         )
 
 
@@ -140,7 +165,8 @@ class Progressed(NamedTuple):
 class RecordedSteps:
     """Takes optimiser steps by replaying them.
 
-    Two recordings share everything but the objective's noise: a step with it and a step without.
+    Recordings share everything but what the objective draws: steps with noise or strained structures, or
+    without.
 
     Args:
         objective: recordable and accelerated, in training mode, on its device.
@@ -177,11 +203,12 @@ class RecordedSteps:
         n, cpu = self._frames.n_atoms, torch.device("cpu")
         self._here = _Inputs.empty((), batch_size, n, device, pin=False)
         self._host = _Inputs.empty((block,), batch_size, n, cpu, pin=device.type == "cuda")
-        self._host_batch = batch_of(batch_size, n)
+        # draws are made on the host
+        self._host_frames = self._frames if device == cpu else EqualFrames(samples, cpu)
         self._count = torch.zeros((), dtype=torch.int64, device=device)
         self._bad = torch.zeros((), dtype=torch.int64, device=device)
-        self._sums: dict[bool, dict[str, Tensor]] = {}
-        self._replays: dict[bool, Callable[[], object]] = {}
+        self._sums: dict[Variant, dict[str, Tensor]] = {}
+        self._replays: dict[Variant, Callable[[], object]] = {}
 
     def run(
         self,
@@ -205,17 +232,17 @@ class RecordedSteps:
         for sums in self._sums.values():
             for total in sums.values():
                 total.zero_()
-        taken = {True: 0, False: 0}
+        taken: Counter[Variant] = Counter()
         for k, frames in enumerate(picks):
-            noise = self._objective.draw_noise(
-                self._host_batch, self._batch_size, self._frames.index[frames], generator(first_step + k)
-            )
+            graph, index = self._host_frames.graph(frames), self._host_frames.index[frames]
+            drawn = self._objective.draw_step(graph, index, generator(first_step + k))
+            variant = Variant(drawn.noise is not None, drawn.strained is not None)
             start = fresh_average and k == 0
             rate = float(self._optimizer.param_groups[0]["lr"])
-            self._send(k, frames, rate, 1.0 if start else 1.0 - (self._decay or 0.0), noise)
-            self._replay(noise is not None)()
+            self._send(k, frames, rate, 1.0 if start else 1.0 - (self._decay or 0.0), drawn)
+            self._replay(variant)()
             scheduler.step()
-            taken[noise is not None] += 1
+            taken[variant] += 1
         bad = int(self._bad)
         return Progressed(*self._means(taken), rate, None if bad < 0 else first_step + bad)
 
@@ -223,36 +250,39 @@ class RecordedSteps:
         """Return the numbers of the frames at positions ``picks [B]``."""
         return self._frames.index[picks].tolist()
 
-    def _send(self, k: int, frames: Tensor, rate: float, average_rate: float, noise: Noise | None) -> None:
+    def _send(self, k: int, frames: Tensor, rate: float, average_rate: float, drawn: Drawn) -> None:
         host, here = self._host, self._here
         host.picks[k], host.rate[k], host.average_rate[k] = frames, rate, average_rate
         names = ["picks", "rate", "average_rate"]
-        if noise is not None:
-            host.displacement[k], host.sigma[k], host.mask[k] = noise
+        if drawn.noise is not None:
+            host.displacement[k], host.sigma[k], host.mask[k] = drawn.noise
             names += ["displacement", "sigma", "mask"]
+        if drawn.strained is not None:
+            host.strained[k], host.back[k], host.valid[k] = drawn.strained
+            names += ["strained", "back", "valid"]
         for name in names:
             getattr(here, name).copy_(getattr(host, name)[k], non_blocking=True)
 
-    def _replay(self, noisy: bool) -> Callable[[], object]:
-        if noisy not in self._replays:
-            self._replays[noisy] = self._record(noisy)
-        return self._replays[noisy]
+    def _replay(self, variant: Variant) -> Callable[[], object]:
+        if variant not in self._replays:
+            self._replays[variant] = self._record(variant)
+        return self._replays[variant]
 
-    def _record(self, noisy: bool) -> Callable[[], object]:
+    def _record(self, variant: Variant) -> Callable[[], object]:
         """Record a step; weights, moments, averages and counts are then as before."""
         objective, optimizer = self._objective, self._optimizer
         if not self._replays:
             # with real edges: the compiled functions compare themselves with the eager ones
             some = collate([self._samples[i] for i in self._host.picks[0].tolist()]).to(self._device)
             objective(some, torch.Generator().manual_seed(0))
-        names = list(self._step_terms(noisy))
-        self._sums[noisy] = {name: torch.zeros_like(self._count, dtype=torch.float64) for name in names}
-        kept = [*self.weights, *(self._average or []), self._count, self._bad, *self._sums[noisy].values()]
+        names = list(self._step_terms(variant))
+        self._sums[variant] = {name: torch.zeros_like(self._count, dtype=torch.float64) for name in names}
+        kept = [*self.weights, *(self._average or []), self._count, self._bad]
         kept += [value for sums in self._sums.values() for value in sums.values()]
         kept += [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
         before = [tensor.detach().clone() for tensor in kept]
         known = {p for p, state in optimizer.state.items() if state}
-        replay = record(lambda: self._step(noisy), self._device)
+        replay = record(lambda: self._step(variant), self._device)
         with torch.no_grad():
             for tensor, value in zip(kept, before, strict=True):
                 tensor.copy_(value)
@@ -263,13 +293,12 @@ class RecordedSteps:
                             value.zero_()
         return replay
 
-    def _step_terms(self, noisy: bool) -> dict[str, Tensor]:
+    def _step_terms(self, variant: Variant) -> dict[str, Tensor]:
         here = self._here
-        noise = Noise(here.displacement, here.sigma, here.mask) if noisy else None
-        return self._objective.terms_given(self._frames.batch(here.picks), noise)
+        return self._objective.terms_given(self._frames.batch(here.picks), here.drawn(variant))
 
-    def _step(self, noisy: bool) -> None:
-        terms = self._step_terms(noisy)
+    def _step(self, variant: Variant) -> None:
+        terms = self._step_terms(variant)
         gradients = torch.autograd.grad(terms["loss"], self.weights, allow_unused=True)
         for parameter, gradient in zip(self.weights, gradients, strict=True):
             parameter.grad = gradient
@@ -282,7 +311,7 @@ class RecordedSteps:
             broken = ~(torch.isfinite(terms["loss"].detach()) & torch.isfinite(norm))
             self._bad.copy_(torch.where(broken & (self._bad < 0), self._count, self._bad))
             self._count.add_(1)
-            for name, total in self._sums[noisy].items():
+            for name, total in self._sums[variant].items():
                 total.add_(terms[name].detach())
 
     def _move_weights(self) -> None:
@@ -304,14 +333,14 @@ class RecordedSteps:
         torch._foreach_mul_(distance, self._here.average_rate.to(distance[0].dtype))
         torch._foreach_add_(self._average, distance)
 
-    def _means(self, taken: dict[bool, int]) -> tuple[dict[str, Tensor], dict[str, int]]:
+    def _means(self, taken: Counter[Variant]) -> tuple[dict[str, Tensor], dict[str, int]]:
         totals: dict[str, Tensor] = {}
         counts: dict[str, int] = {}
-        for noisy, sums in self._sums.items():
+        for variant, sums in self._sums.items():
             for name, total in sums.items():
-                if taken[noisy]:
+                if taken[variant]:
                     totals[name] = totals[name] + total if name in totals else total.clone()
-                    counts[name] = counts.get(name, 0) + taken[noisy]
+                    counts[name] = counts.get(name, 0) + taken[variant]
         return {name: total / counts[name] for name, total in totals.items()}, counts
 
 

@@ -19,6 +19,8 @@ from ffpretrain.training.recorded import EqualFrames, StepBlocks
 from ffpretrain.training.run import Run, fit, prepare, step_block
 
 SIZE = {"hidden": 8, "layers": 1, "heads": 2, "rbf": 4, "max_z": 9}
+NOISY = {"ndem_weight": 0.1, "structure_ratio": 0.5, "batch_probability": 0.5}
+STRAINED = {"strain_weight": 0.5, "strain_probability": 0.5}
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
@@ -29,7 +31,7 @@ def recipe(**changes: Any) -> Recipe:
         "data.val": 4,
         "data.test": 0,
         "objective.name": "ndem",
-        "objective.options": {"ndem_weight": 0.1, "structure_ratio": 0.5, "batch_probability": 0.5},
+        "objective.options": NOISY,
         "trainer.max_steps": 13,
         "trainer.batch_size": 4,
         "trainer.val_every_steps": 6,
@@ -71,13 +73,27 @@ def recorded(made: Run) -> Run:
     return replace(made, block=step_block(made.recipe.trainer))
 
 
-def test_recorded_training_equals_training_step_by_step(tmp_path: Path, traced: None) -> None:
-    fit(prepare(recipe()), tmp_path / "plain")
-    trainer = fit(recorded(prepare(recipe())), tmp_path / "recorded")
+@pytest.mark.parametrize("options", [NOISY, STRAINED | {"ndem_weight": 0.0}, NOISY | STRAINED])
+def test_recorded_training_equals_training_step_by_step(
+    options: dict[str, Any], tmp_path: Path, traced: None
+) -> None:
+    made = recipe(objective__options=options)
+    fit(prepare(made), tmp_path / "plain")
+    trainer = fit(recorded(prepare(made)), tmp_path / "recorded")
     assert trainer.global_step == 13
     moved = weights(tmp_path / "plain", "current_model_state")
-    assert not all(torch.equal(moved[k], v) for k, v in prepare(recipe()).module.state_dict().items())
+    assert not all(torch.equal(moved[k], v) for k, v in prepare(made).module.state_dict().items())
     assert_same(tmp_path / "recorded", tmp_path / "plain", 1e-9)
+    head = (tmp_path / "recorded" / "logs" / "metrics.csv").read_text().splitlines()[0]
+    wanted = [bool(options.get(f"{term}_weight")) for term in ("ndem", "strain")]
+    assert [term in head for term in ("ndem", "strain")] == wanted
+
+
+def test_every_kind_of_step_is_a_recording_of_its_own(tmp_path: Path, traced: None) -> None:
+    made = recorded(prepare(recipe(objective__options=NOISY | STRAINED, trainer__max_steps=24)))
+    fit(made, tmp_path)
+    steps = made.module._recorded
+    assert steps is not None and len(steps._replays) == 4
 
 
 def test_a_recorded_run_is_taken_up_where_it_stopped(tmp_path: Path, traced: None) -> None:
