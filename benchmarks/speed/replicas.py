@@ -3,7 +3,9 @@
 One thread unless OMP_NUM_THREADS says otherwise, float32, positions that change between calls, search for
 neighbours included. Ours is what TorchMD calls, `External.calculate`, and what our own dynamics of replicas
 calls; TorchMD-Net's is its `External`, SchNetPack's its network on a batch from its own converter, which
-searches with matscipy. The variants take turns in one process; the median counts.
+searches with matscipy. Freed memory is kept for the next call, as suits the peers; with ``--fresh-memory`` it
+is given back to the system, as glibc does unless told otherwise. The variants take turns in one process; the
+median counts.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import machine, parser, write
-from shared import aspirin, counted_flops, floor, schnetpack_painn, torchmd_net_checkpoint
+from shared import aspirin, counted_flops, floor, keep_memory, schnetpack_painn, torchmd_net_checkpoint
 
 from ffpretrain.potential import Potential
 
@@ -148,7 +150,9 @@ def eager_floor(potential: Potential) -> dict[str, float]:
 def main() -> None:
     args = parser(__doc__)
     args.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
+    args.add_argument("--fresh-memory", action="store_true", help="give freed memory back to the system")
     options = args.parse_args()
+    kept = not options.fresh_memory and keep_memory()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     warnings.simplefilter("ignore")
     from ffpretrain.backbones.painn import from_schnetpack
@@ -177,6 +181,7 @@ def main() -> None:
         "machine": machine(),
         "what": "aspirin, float32",
         "threads": torch.get_num_threads(),
+        "memory_kept": kept,
         "results": results,
         "floor_of_one_eager_replica": least,
     }

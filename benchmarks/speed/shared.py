@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import statistics
 import time
 from collections.abc import Callable
@@ -121,6 +122,20 @@ def measure(
         difference = float(np.abs(forces[name] - forces["ffpretrain"]).max())
         result[name] = {"ms": round(statistics.median(values), 3), "force_difference": difference}
     return result
+
+
+def keep_memory() -> bool:
+    """Let this process keep the memory it frees; return whether that can be asked for here.
+
+    glibc gives blocks of many megabytes back to the system at once, and fetching fresh ones takes most of the
+    time of a step that makes such tensors: of a peer's, or of our plain path.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    trim_threshold, mmap_max = -1, -4
+    never = -1
+    return bool(mallopt(trim_threshold, never) and mallopt(mmap_max, 0))
 
 
 def matrix_rate() -> float:

@@ -110,10 +110,15 @@ class ForceFieldModule(L.LightningModule):
         if self._compiled is True and not self._unchecked:
             self.objective.accelerate()
 
+    @property
+    def wall_seconds(self) -> float:
+        """Training time so far in s, that of the run it was taken up from included."""
+        elapsed = time.monotonic() - self._begun if self._begun else 0.0
+        return self._seconds_before + elapsed
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the training time so far, resumed parts included."""
-        elapsed = time.monotonic() - self._begun if self._begun else 0.0
-        checkpoint[RECORD] = {"wall_seconds": self._seconds_before + elapsed, "block": self._block}
+        checkpoint[RECORD] = {"wall_seconds": self.wall_seconds, "block": self._block}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over training time and place in the run; another program's checkpoint has no record."""
