@@ -6,6 +6,7 @@ and the processor's instruction sets, so that a cache shared by machines never s
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -14,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +25,8 @@ from ffpretrain.datasets.cache import cache_folder
 _SHARED = Path(__file__).resolve().parent
 _COMPILERS = ("c++", "g++", "clang++")
 _TIMEOUT = 300
+#: s for which a failure keeps runs that would not wait from trying again: a broken compiler may be mended
+_REMEMBERED = 86_400
 
 
 class NativeUnavailable(Exception):
@@ -69,6 +73,21 @@ class NativeLibrary:
         name = self._name(compiler)
         return any((folder / name).is_file() for folder in _folders())
 
+    def failure(self) -> str | None:
+        """Return why an attempt within the last day failed; None where there was none or it succeeded."""
+        compiler = find_compiler()
+        if compiler is None or sys.platform == "win32":
+            return None
+        name = self._name(compiler)
+        for folder in _folders():
+            path = _failed(folder / name)
+            try:
+                if time.time() - path.stat().st_mtime < _REMEMBERED:
+                    return path.read_text() or None
+            except OSError:
+                continue
+        return None
+
     def _find_or_build(self) -> ctypes.CDLL:
         compiler = find_compiler()
         if compiler is None:
@@ -94,9 +113,12 @@ class NativeLibrary:
         for flags in [["-fopenmp"], []] if self._openmp else [[]]:
             try:
                 _compile(compiler, [*_flags(), *flags], source, path)
+                _failed(path).unlink(missing_ok=True)
                 return
-            except NativeUnavailable:
+            except NativeUnavailable as error:
                 if not flags:
+                    with contextlib.suppress(OSError):  # the compiler's reason is what matters
+                        _failed(path).write_text(str(error))
                     raise  # else a compiler without OpenMP: the code then starts threads itself
 
     def _name(self, compiler: str) -> str:
@@ -107,6 +129,11 @@ class NativeLibrary:
         for part in (compiler, version, *_flags(), platform.machine(), _instruction_sets()):
             value.update(part.encode())
         return f"native-{value.hexdigest()[:20]}.so"
+
+
+def _failed(path: Path) -> Path:
+    """Return the file that holds why a library could not be built."""
+    return path.with_suffix(".failed")
 
 
 def _folders() -> list[Path]:

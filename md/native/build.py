@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ffpretrain.native.build import NativeLibrary, NativeUnavailable, find_compiler
 
-__all__ = ["NativeUnavailable", "find_compiler", "is_built", "load_library"]
+__all__ = ["NativeUnavailable", "failure", "find_compiler", "is_built", "load_library"]
 
 
 def load_library() -> ctypes.CDLL:
@@ -22,6 +22,11 @@ def load_library() -> ctypes.CDLL:
 def is_built() -> bool:
     """Return whether :func:`load_library` finds the library and need not build it."""
     return _LIBRARY.is_built()
+
+
+def failure() -> str | None:
+    """Return why a recent attempt to build the library failed; None where there was none or it succeeded."""
+    return _LIBRARY.failure()
 
 
 def _declare(library: ctypes.CDLL) -> None:

@@ -10,7 +10,7 @@ import warnings
 from torch import nn
 
 from ffpretrain.md.compiled import CompileWarning
-from ffpretrain.md.native.build import NativeUnavailable, find_compiler, is_built
+from ffpretrain.md.native.build import NativeUnavailable, failure, find_compiler, is_built
 from ffpretrain.md.native.weights import KINDS
 from ffpretrain.potential import Potential
 
@@ -40,6 +40,11 @@ def prepare(model: nn.Module, wait: bool) -> None:
     if wait:
         _say("building the native code with the C++ compiler: 10 to 20 s, once per machine and version")
         return
+    if (before := failure()) is not None:
+        _say(
+            f"{before}: running eager, the same numbers more slowly (--compile, or compile=True, tries again)"
+        )
+        raise NativeUnavailable(before)
     _build_apart()
     reason = "the native code is being built in the background"
     _say(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from ase.build import molecule
@@ -11,6 +13,7 @@ from ffpretrain.md.compiled import CompileWarning
 from ffpretrain.md.native import path, ready
 from ffpretrain.md.native.build import NativeUnavailable
 from ffpretrain.md.runtime import Runtime
+from ffpretrain.native import build as native_build
 from ffpretrain.potential import Potential
 
 
@@ -63,6 +66,33 @@ def test_a_missing_compiler_is_said_once(
         assert evaluate(Runtime(build_potential(hidden=32), "cpu", "float32", "auto")) == "dense"
     assert len([w for w in recwarn if "no C++ compiler" in str(w.message)]) == 1
     assert not not_built
+
+
+def test_a_build_that_failed_in_the_background_is_said_next_time(
+    build_potential: Callable[..., Potential],
+    not_built: list[None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    compiler = tmp_path / "c++"
+    compiler.write_text(
+        "#!/bin/sh\n[ $1 = --version ] && exec echo 1\necho 'error: no such header' >&2; exit 1\n"
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("FFPRETRAIN_CACHE", str(tmp_path / "cache"))
+    library = native_build.NativeLibrary(Path(path.__file__).parent, lambda _: None)
+    monkeypatch.setattr(ready, "failure", library.failure)
+    assert library.failure() is None
+    with pytest.raises(NativeUnavailable):
+        library.load()
+    runtime = Runtime(build_potential(hidden=32), "cpu", "float32", "auto")
+    with pytest.warns(CompileWarning, match=r"no such header: running eager.*tries again"):
+        assert evaluate(runtime) == "dense"
+    assert not not_built
+    (mark,) = (tmp_path / "cache" / "native").glob("*.failed")
+    os.utime(mark, (0, 0))
+    assert library.failure() is None
 
 
 def test_nothing_is_built_for_a_backbone_without_native_code(
