@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 from typing import Any
 
 from ffpretrain.backbones.base import Backbone, Features
 from ffpretrain.errors import ConfigError, nearest
+from ffpretrain.options import check_options
 from ffpretrain.plugins import load_plugin, plugin_names
 
 __all__ = ["Backbone", "Features", "backbone_class", "create_backbone", "list_backbones"]
@@ -48,11 +48,8 @@ def create_backbone(name: str, **options: Any) -> Backbone:
         **options: constructor arguments, such as ``hidden=128, layers=6, cutoff=5.0``.
 
     Raises:
-        ConfigError: an unknown name or option.
+        ConfigError: an unknown name or option, or a value of another type.
     """
     cls = backbone_class(name)
-    known = [p for p in inspect.signature(cls.__init__).parameters if p != "self"]
-    for key in options:
-        if key not in known:
-            raise ConfigError(f"backbone {name!r} has no option {key!r}{nearest(key, known)}")
+    check_options(f"backbone {name!r}", cls.__init__, options)
     return cls(**options)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from ffpretrain.backbones import Backbone
 from ffpretrain.errors import ConfigError, nearest
 from ffpretrain.objectives.base import Objective
+from ffpretrain.options import check_options
 from ffpretrain.plugins import load_plugin, plugin_names
 from ffpretrain.potential import Potential
 
@@ -71,15 +71,12 @@ def create_objective(
         The objective, in the precision and on the device of the network.
 
     Raises:
-        ConfigError: an unknown name or option, both or neither of backbone and potential, or a backbone that
-            cannot serve the objective.
+        ConfigError: an unknown name or option, a value of another type, both or neither of backbone and
+            potential, or a backbone that cannot serve the objective.
     """
     cls = objective_class(name, options)
     if (backbone is None) == (potential is None):
         raise ConfigError(f"objective {name!r}: give exactly one of backbone= and potential=")
-    known = [p for p in inspect.signature(cls.__init__).parameters if p not in ("self", "potential")]
-    for key in options:
-        if key not in known:
-            raise ConfigError(f"objective {name!r} has no option {key!r}{nearest(key, known)}")
+    check_options(f"objective {name!r}", cls.__init__, options, "potential")
     network = potential if potential is not None else Potential(backbone)  # type: ignore[arg-type]
     return cls(network, **options).to(network.scale.device, network.dtype)

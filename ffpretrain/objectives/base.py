@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ffpretrain.backbones.base import Backbone
+from ffpretrain.datasets import Dataset
 from ffpretrain.errors import ConfigError, DataError
 from ffpretrain.graphs import Graph, Sample, atoms_per_graph
 from ffpretrain.neighbors import neighbor_list
@@ -90,6 +91,13 @@ class Objective(nn.Module, ABC):
             ConfigError: the objective draws while it computes.
         """
         raise ConfigError(f"objective {self.name!r} draws its noise while it computes")
+
+    def check_frames(self, frames: Dataset) -> None:
+        """Look at the training frames before anything is trained or written.
+
+        Raises:
+            DataError: the objective cannot learn from one.
+        """
 
     @classmethod
     def variant(cls, options: Mapping[str, Any]) -> type[Objective]:

@@ -133,7 +133,9 @@ def strain(
         DataError: a structure is periodic.
     """
     if bool((graph.cell != 0).any()):
-        raise DataError("strain_weight is for molecules, and a structure is periodic; set it to 0")
+        raise DataError(
+            "only molecules are strained, and a structure is periodic; set objective.options.strain_weight=0"
+        )
     chosen = [STRAINS[kind] for kind in (STRAINS if kinds is None else kinds)]
     pos = graph.pos.detach().double().cpu().numpy()
     z = graph.z.cpu().numpy()

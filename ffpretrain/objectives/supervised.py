@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ffpretrain.datasets import Dataset
 from ffpretrain.direct import DirectPotential
-from ffpretrain.errors import ConfigError
+from ffpretrain.errors import ConfigError, DataError
 from ffpretrain.graphs import Graph, Sample, atoms_per_graph
 from ffpretrain.heads import VectorHead
 from ffpretrain.objectives.base import (
@@ -142,6 +143,17 @@ class Supervised(Objective):
     def draw_step(self, graph: Graph, index: Tensor | None, generator: torch.Generator) -> Drawn:
         """See :class:`~ffpretrain.objectives.base.Objective`."""
         return Drawn(strained=self.draw_strained(graph, index, generator))
+
+    def check_frames(self, frames: Dataset) -> None:
+        """See :class:`~ffpretrain.objectives.base.Objective`: strained structures are molecules."""
+        if not self.strain_weight:
+            return
+        for place in range(len(frames)):
+            if any(frames[place].pbc):
+                raise DataError(
+                    f"frame {place} of those that train is periodic, and only molecules are strained; set "
+                    "objective.options.strain_weight=0"
+                )
 
     def draw_strained(
         self, graph: Graph, index: Tensor | None, generator: torch.Generator

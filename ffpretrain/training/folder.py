@@ -41,9 +41,9 @@ def check_folder(out: Path, recipe: Recipe, resume: bool, overwrite: bool) -> No
         raise ConfigError("--resume and --overwrite exclude each other; give one")
     if resume:
         if not (out / "checkpoints" / LAST).is_file():
+            mend = "start again with --overwrite" if _run_files(out) else "leave out --resume"
             raise DataError(
-                f"{out}: holds no checkpoint to resume from (one is written at each validation); "
-                "leave out --resume, or give --overwrite"
+                f"{out}: holds no checkpoint to resume from (one is written at each validation); {mend}"
             )
         _check_same(out / RECIPE_FILE, recipe)
         return

@@ -10,9 +10,14 @@ from torch import Tensor
 from ffpretrain import zoo
 from ffpretrain.artifacts import file_sha256, load_potential
 from ffpretrain.backbones import Backbone, create_backbone
+from ffpretrain.datasets import Dataset
+from ffpretrain.datasets.splits import Splits
 from ffpretrain.errors import ConfigError
 from ffpretrain.potential import Model, Potential
 from ffpretrain.training.config import ModelConfig
+
+#: frames whose compositions are compared with those a model knows
+_LOOKED_AT = 100
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,43 @@ def load_pretrained(potential: Potential, parent: Pretrained, with_head: bool) -
     for name, own, theirs in parts:
         lines += _copy(name, own.state_dict(), theirs.state_dict(), parent.name)
     return lines
+
+
+def doubts(config: ModelConfig, parent: Pretrained, dataset: Dataset, splits: Splits) -> list[str]:
+    """Return what speaks against going on with a model's energy head on other data, one line each.
+
+    Args:
+        config: of the recipe; a new head is learned from any data.
+        parent: the model.
+        dataset: the frames.
+        splits: which of them train and validate.
+    """
+    card = parent.potential.card
+    if not config.pretrained_head or card is None:
+        return []
+    lines = []
+    level, theirs = dataset.metadata.level_of_theory, card.level_of_theory
+    if level and theirs and level != theirs:
+        lines.append(f"{parent.name} learned {theirs}, these labels are {level}: its head starts wrong")
+    if card.compositions:
+        frames = dataset[splits.train[:_LOOKED_AT]]
+        new = sorted({_formula(frame.numbers) for frame in frames} - set(card.compositions))
+        if new:
+            lines.append(f"{parent.name} learned {', '.join(card.compositions)}; these frames are {new[0]}")
+    for data in card.training_data:
+        common = set(data.sha256.values()) & set(dict(dataset.metadata.sha256).values())
+        if common and data.split_seed != splits.seed:
+            lines.append(
+                f"{parent.name} was trained on frames of this very file, split with data.split_seed="
+                f"{data.split_seed}: validation frames may be among them; set the same seed and sizes"
+            )
+    return lines
+
+
+def _formula(numbers: Any) -> str:
+    from ase.symbols import Symbols
+
+    return str(Symbols(numbers).get_chemical_formula("hill"))
 
 
 def _copy(part: str, own: dict[str, Tensor], theirs: dict[str, Tensor], parent: str) -> list[str]:

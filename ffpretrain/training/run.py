@@ -38,7 +38,13 @@ from ffpretrain.training.folder import SPLITS_FILE, check_folder, check_splits, 
 from ffpretrain.training.logs import INTERVAL, MetricLog
 from ffpretrain.training.module import ForceFieldModule, Recording
 from ffpretrain.training.native import use_plain_messages
-from ffpretrain.training.pretrained import Pretrained, load_pretrained, make_backbone, open_pretrained
+from ffpretrain.training.pretrained import (
+    Pretrained,
+    doubts,
+    load_pretrained,
+    make_backbone,
+    open_pretrained,
+)
 from ffpretrain.training.process import SpawnedProcesses, borrowed_process, user_error_of
 from ffpretrain.training.progress import Progress
 from ffpretrain.training.properties import PropertyStatistics, property_statistics
@@ -152,6 +158,9 @@ def prepare(recipe: Recipe) -> Run:
     splits = split_dataset(recipe, dataset)
     statistics = _statistics(recipe, dataset[splits.train])
     objective, notes = build_objective(recipe, statistics, elements_of(dataset[splits.train]), parent)
+    objective.check_frames(dataset[splits.train])
+    if parent is not None:
+        notes += doubts(recipe.model, parent, dataset, splits)
     problem = objective.not_parallel()
     if config.devices > 1 and problem:
         raise ConfigError(f"trainer.devices={config.devices}: {problem}")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from ase.build import molecule
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.data import covalent_radii
+from ase.io import write
 from torch import Tensor
 
 from ffpretrain.backbones import create_backbone
@@ -26,7 +30,9 @@ from ffpretrain.objectives.strained import (
 )
 from ffpretrain.objectives.supervised import Supervised
 from ffpretrain.potential import Potential
+from ffpretrain.recipes import load_recipe
 from ffpretrain.testing import crystal
+from ffpretrain.training.run import train
 
 CUTOFF = 5.0
 
@@ -280,3 +286,21 @@ def test_training_teaches_bonds_and_angles_to_come_back() -> None:
 def test_bad_options_are_named(options: dict[str, object], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         make(**options)
+
+
+def test_periodic_frames_are_refused_before_a_folder_is_made(tmp_path: Path) -> None:
+    frames = []
+    for k in range(8):
+        atoms = molecule("CH3OH")
+        atoms.rattle(0.05, seed=k)
+        atoms.set_cell(9 * np.eye(3))
+        atoms.pbc = k == 3
+        atoms.calc = SinglePointCalculator(atoms, energy=float(k), forces=atoms.positions)
+        frames.append(atoms)
+    write(tmp_path / "frames.extxyz", frames)
+    options = {"strain_weight": 0.1, "strain_probability": 0.01}
+    changes = {"data.source": str(tmp_path / "frames.extxyz"), "data.train": 7, "data.val": 1, "data.test": 0}
+    recipe = load_recipe("demo-finetune", {**changes, "objective.options": options})
+    with pytest.raises(DataError, match=r"is periodic, .*objective\.options\.strain_weight=0"):
+        train(recipe, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()

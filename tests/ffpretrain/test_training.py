@@ -28,6 +28,7 @@ from ffpretrain.training.checkpoints import AtomicCheckpointIO, is_complete, rea
 from ffpretrain.training.config import Recipe
 from ffpretrain.training.finish import build_card, finish
 from ffpretrain.training.logs import Table
+from ffpretrain.training.pretrained import open_pretrained
 from ffpretrain.training.process import borrowed_process, user_error_of
 from ffpretrain.training.progress import Progress
 from ffpretrain.training.run import Run, fit, prepare, train
@@ -222,6 +223,10 @@ def test_a_folder_with_a_run_is_not_touched(finished: Path, tmp_path: Path) -> N
     with pytest.raises(DataError, match="holds no checkpoint to resume from"):
         train(recipe(), tmp_path / "nothing", resume=True, progress=False)
     assert not (tmp_path / "nothing").exists()
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "recipe.yaml").touch()
+    with pytest.raises(DataError, match="start again with --overwrite"):
+        train(recipe(), tmp_path / "begun", resume=True, progress=False)
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="is a file"):
         train(recipe(), tmp_path / "file", progress=False)
@@ -260,6 +265,9 @@ def test_a_run_that_cannot_start_leaves_nothing(tmp_path: Path) -> None:
         ({"data__source": "absent.h5"}, "absent.h5"),
         ({"objective__name": "ndm"}, "unknown objective 'ndm'; did you mean 'ndem'"),
         ({"objective__options": {"ndem_wieght": 1}}, "no option 'ndem_wieght'; did you mean 'ndem_weight'"),
+        ({"objective__options": {"ndem_weight": "much"}}, "ndem_weight='much' is no valid value: input"),
+        ({"objective__options": {"strains": 5}}, "strains=5 is no valid value: give a list"),
+        ({"model__backbone": {"options": {**SIZE, "layers": "two"}}}, "layers='two' is no valid value"),
         ({"model__pretrained_head": True}, "needs model.pretrained"),
     ):
         with pytest.raises((ConfigError, DataError), match=message):
@@ -380,6 +388,27 @@ def test_a_head_is_taken_over_with_its_unit(finished: Path, tmp_path: Path) -> N
     assert not torch.equal(network.reference, parent.reference)
     graph = run_module._feed(run)._val[0].graph
     torch.testing.assert_close(network.eval()(graph)["forces"], parent(graph)["forces"])
+
+
+def test_going_on_with_other_data_is_doubted(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {
+        "model__backbone": None,
+        "model__pretrained": str(finished / "model.safetensors"),
+        "model__pretrained_head": True,
+    }
+    assert prepare(recipe(**changes)).notes == []
+    (same_file,) = prepare(recipe(**changes, data__split_seed=3)).notes
+    assert "split with data.split_seed=0: validation frames may be among them" in same_file
+    assert prepare(recipe(**{**changes, "model__pretrained_head": False}, data__split_seed=3)).notes == []
+    parent = open_pretrained(recipe(**changes).model)
+    assert parent is not None and parent.potential.card is not None
+    update = {"compositions": ["CH4O"], "level_of_theory": "PBE/def2-SVP"}
+    card = parent.potential.card.model_copy(update=update)
+    parent.potential.card = card
+    monkeypatch.setattr(run_module, "open_pretrained", lambda _: parent)
+    level, composition = prepare(recipe(**changes)).notes
+    assert level.startswith("demo-ethanol learned PBE/def2-SVP, these labels are GFN2-xTB")
+    assert composition == "demo-ethanol learned CH4O; these frames are C2H6O"
 
 
 def test_elements_the_parent_never_saw(finished: Path, tmp_path: Path) -> None:
