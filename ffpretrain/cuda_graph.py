@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -23,22 +25,43 @@ def record(function: Callable[[], _T], device: torch.device) -> Callable[[], _T]
             replay; must not wait for the device, and must not change shapes from call to call. It runs
             :data:`WARM_UPS` times before it is recorded, with all its effects.
         device: where it runs.
+
+    Raises:
+        RuntimeError: it waits for the device, or memory is short.
     """
     if device.type != "cuda":
         return function
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UPS):
-            function()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
     # a stream of this device: torch's own default for captures is of the device that came first
-    with torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
-        result = function()
+    stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    stream.wait_stream(current)
+    # memory that waits for the collector would be freed in the middle of the recording
+    gc.collect()
+    # derivatives on this very thread: another one would have matrix workspaces of its own, kept for good
+    with torch.autograd.set_multithreading_enabled(False):
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS - 1):
+                function()
+            with _no_waiting():
+                function()
+        current.wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # what other threads do with the device is none of the recording's business
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            result = function()
 
     def replay() -> _T:
         graph.replay()
         return result
 
     return replay
+
+
+@contextmanager
+def _no_waiting() -> Iterator[None]:
+    """Refuse to wait for the device, with an error that says where; a recording would fail without saying."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)

@@ -100,6 +100,11 @@ class AveragedWeights(WeightAveraging):
     def __init__(self, decay: float) -> None:
         super().__init__(use_buffers=False, multi_avg_fn=partial(_move_towards, rate=1 - decay))
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Make the mean where the weights are going to be: Lightning moves them only after this."""
+        self._device = trainer.strategy.root_device
+        super().setup(trainer, pl_module, stage)
+
     @property
     def state_key(self) -> str:
         """Key of the state in a checkpoint: that of the base class."""

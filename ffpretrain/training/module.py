@@ -100,6 +100,7 @@ class ForceFieldModule(L.LightningModule):
     def on_fit_start(self) -> None:
         """Start the clock; build compiled functions, in the process that will call them."""
         self._begun = time.monotonic()
+        self._recorded = None
         if self._threads is not None and torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
         # recorded steps call functions of fixed shape
@@ -109,6 +110,10 @@ class ForceFieldModule(L.LightningModule):
         )
         if self._compiled is True and not self._unchecked:
             self.objective.accelerate()
+
+    def on_fit_end(self) -> None:
+        """Let recordings go, and the memory they hold: the weights they read are moved away now."""
+        self._recorded = None
 
     @property
     def wall_seconds(self) -> float:

@@ -28,6 +28,7 @@ _EXPECTED = (
     r".*treespec, LeafSpec.*",
     r".*Be aware that when using .ckpt_path.*",
     r".*Grad strides do not match bucket view strides.*",
+    r".*TensorFloat32 tensor cores.*",
 )
 
 

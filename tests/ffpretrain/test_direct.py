@@ -295,7 +295,7 @@ def test_the_calculator_gives_both_and_dynamics_warn(tmp_path: Path) -> None:
     from ase.build import molecule
 
     model, atoms = make().potential().eval(), molecule("CH3OH")
-    atoms.calc = FFCalculator(model, dtype="float64")
+    atoms.calc = FFCalculator(model, "cpu", dtype="float64")
     out = model(graph_from_atoms(atoms, CUTOFF))
     assert atoms.get_potential_energy() == pytest.approx(float(out["energy"]), abs=1e-9)
     assert torch.allclose(torch.from_numpy(atoms.get_forces()), out["forces"], atol=1e-9)

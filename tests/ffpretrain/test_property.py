@@ -399,7 +399,7 @@ def test_the_calculator_says_that_there_is_no_energy(trained: Path) -> None:
     from ase.build import molecule
 
     atoms = molecule("CH4")
-    atoms.calc = FFCalculator(trained, on_unfamiliar="ignore")
+    atoms.calc = FFCalculator(trained, "cpu", on_unfamiliar="ignore")
     assert atoms.calc.implemented_properties == []
     for ask in (atoms.get_potential_energy, atoms.get_forces):
         with pytest.raises(PropertyNotImplementedError, match=r"predicts homo.*no (energy|forces)"):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from ffpretrain.errors import ConfigError, NonFiniteError
@@ -15,7 +16,7 @@ from ffpretrain.recipes import load_recipe
 from ffpretrain.training.checkpoints import read_checkpoint
 from ffpretrain.training.config import Recipe, TrainerConfig
 from ffpretrain.training.data import SampleDataset, StreamSampler
-from ffpretrain.training.recorded import EqualFrames, StepBlocks
+from ffpretrain.training.recorded import EqualFrames, StepBlocks, Variant
 from ffpretrain.training.run import Run, fit, prepare, step_block
 
 SIZE = {"hidden": 8, "layers": 1, "heads": 2, "rbf": 4, "max_z": 9}
@@ -91,9 +92,14 @@ def test_recorded_training_equals_training_step_by_step(
 
 def test_every_kind_of_step_is_a_recording_of_its_own(tmp_path: Path, traced: None) -> None:
     made = recorded(prepare(recipe(objective__options=NOISY | STRAINED, trainer__max_steps=24)))
-    fit(made, tmp_path)
-    steps = made.module._recorded
-    assert steps is not None and len(steps._replays) == 4
+    found: set[Variant] = set()
+
+    class Look(Callback):
+        def on_validation_end(self, trainer: Trainer, module: Any) -> None:
+            found.update(module._recorded._replays)
+
+    fit(made, tmp_path, callbacks=[Look()])
+    assert len(found) == 4
 
 
 def test_a_recorded_run_is_taken_up_where_it_stopped(tmp_path: Path, traced: None) -> None:
@@ -102,6 +108,20 @@ def test_a_recorded_run_is_taken_up_where_it_stopped(tmp_path: Path, traced: Non
     fit(recorded(prepare(recipe(trainer__max_steps=6, **constant))), tmp_path / "parts")
     fit(recorded(prepare(recipe(**constant))), tmp_path / "parts", resume=True)
     assert_same(tmp_path / "parts", tmp_path / "straight", 1e-12)
+
+
+def test_a_second_fit_records_anew(tmp_path: Path, traced: None) -> None:
+    made = recorded(prepare(recipe()))
+    recordings = []
+
+    class Look(Callback):
+        def on_validation_end(self, trainer: Trainer, module: Any) -> None:
+            recordings.append(module._recorded)
+
+    for out in ("one", "two"):
+        fit(made, tmp_path / out, callbacks=[Look()])
+        assert made.module._recorded is None  # its memory is free again
+    assert len({id(one) for one in recordings}) == 2
 
 
 @pytest.mark.parametrize("recorded_first", [True, False])

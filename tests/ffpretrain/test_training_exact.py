@@ -6,6 +6,7 @@ import math
 import shutil
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -209,6 +210,16 @@ def test_weight_average_moves_by_one_minus_decay() -> None:
     mean, current = torch.tensor([4.0]), torch.tensor([8.0])
     average([mean], [current], torch.tensor(1))
     assert mean.item() == pytest.approx(0.75 * 4 + 0.25 * 8)
+
+
+def test_the_average_is_made_where_the_weights_will_be() -> None:
+    average = AveragedWeights(0.75)
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
+    module = L.LightningModule()
+    module.layer = torch.nn.Linear(2, 2)
+    average.setup(trainer, module, "fit")  # type: ignore[arg-type]
+    assert {tensor.device.type for tensor in average.tensors()} == {"meta"}
+    assert module.layer.weight.device.type == "cpu"
 
 
 def test_the_stream_of_batches_is_one_seeded_permutation_after_another() -> None:

@@ -254,7 +254,7 @@ def test_collective_variables(ethanol: Atoms) -> None:
 
 
 def test_energies_and_forces_are_those_of_direct_calls(ethanol: Atoms, potential: Potential) -> None:
-    calculator = FFCalculator(potential, dtype="float64", on_unfamiliar="ignore")
+    calculator = FFCalculator(potential, "cpu", dtype="float64", on_unfamiliar="ignore")
     (found,) = landscape(calculator, ethanol, points=4, extent=0.1)
     for place in np.ndindex(4, 4):
         atoms = Atoms(ethanol.numbers, found.geometries.positions[place], calculator=calculator)

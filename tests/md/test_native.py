@@ -144,7 +144,7 @@ def test_calculator_takes_it_and_compile_false_does_not() -> None:
     atoms = molecules()["propane"]
     results = {}
     for compile in ("auto", False):
-        atoms.calc = FFCalculator(potential(), dtype="float64", compile=compile, on_unfamiliar="ignore")
+        atoms.calc = FFCalculator(potential(), "cpu", "float64", compile, on_unfamiliar="ignore")
         results[compile] = atoms.get_forces()
         assert atoms.calc.backend.startswith("native" if compile == "auto" else "dense")
     assert np.allclose(results["auto"], results[False], atol=1e-10)
