@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
+import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -17,6 +19,19 @@ def parser(doc: str) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=doc.splitlines()[0])
     made.add_argument("--out", type=Path, help="result file; default benchmarks/results/NAME.json")
     return made
+
+
+def stop(message: str) -> NoReturn:
+    """End the benchmark with one line and exit code 2."""
+    print(message, file=sys.stderr)
+    raise SystemExit(2)
+
+
+def need(*modules: str) -> None:
+    """End the benchmark where a package of a peer is not installed."""
+    for name in modules:
+        if importlib.util.find_spec(name) is None:
+            stop(f"{name} is not installed; benchmarks/README.md says what a comparison needs")
 
 
 def machine() -> dict[str, Any]:

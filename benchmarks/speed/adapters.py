@@ -209,6 +209,8 @@ def main() -> None:
         },
         clock,
     )
+    for name, failed in results.items():
+        print(f"{name}: {failed['failed']}")
     for name, row in found.items():
         row["overhead_with_trivial_model_ms"] = trivial[name]["overhead_ms"]
         row["floor_ms"] = floors[name]["step_ms"]

@@ -24,7 +24,7 @@ import torch
 from ase.calculators.calculator import Calculator
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from common import machine, parser, write
+from common import machine, parser, stop, write
 from shared import (
     BLOCK,
     BLOCKS,
@@ -45,7 +45,7 @@ def et_variants(folder: Path) -> dict[str, Callable[[], Calculator]]:
     try:
         content = torchmd_net_checkpoint(folder / "et.ckpt")
     except ImportError as error:
-        raise SystemExit(f"{error}; benchmarks/README.md says what to install") from None
+        stop(f"{error}; benchmarks/README.md says what to install")
     potential = from_torchmd_net(content["state_dict"], content["hyper_parameters"])
 
     def theirs(compile: bool) -> Calculator:

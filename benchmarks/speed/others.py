@@ -24,7 +24,7 @@ import torch
 from ase.calculators.calculator import Calculator
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from common import machine, parser, write
+from common import machine, need, parser, write
 from shared import measure
 
 from ffpretrain import FFCalculator
@@ -99,6 +99,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     package, make = PEERS[options.peer]
+    need(options.peer)
     et = Potential(create_backbone("torchmd-et", hidden=128, layers=6, heads=8, rbf=32, cutoff=CUTOFF))
     painn = Potential(create_backbone("painn", hidden=128, layers=3, rbf=20, cutoff=CUTOFF))
     started = time.perf_counter()

@@ -1,8 +1,8 @@
 """Today's ratio of the fast path to the eager one in the same process, beside the recorded one.
 
-A look, no test: a ratio in one process does not depend much on how busy the machine is, and one that has
-fallen well below the record says that something became slower. Aspirin, one thread, random weights; the
-record is what benchmarks/speed/md_step.py wrote.
+A look, no test: a ratio in one process depends less than times do on how busy the machine is; on a shared one
+it still moves by a tenth. One that has fallen by more says that something became slower. Aspirin, one thread,
+random weights; the record is what benchmarks/speed/md_step.py wrote.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from common import machine, parser, write
+from common import machine, need, parser, write
 from shared import aspirin, counted_flops, floor, keep_memory, schnetpack_painn, torchmd_net_checkpoint
 
 from ffpretrain.potential import Potential
@@ -152,6 +152,7 @@ def main() -> None:
     args.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     args.add_argument("--fresh-memory", action="store_true", help="give freed memory back to the system")
     options = args.parse_args()
+    need("torchmdnet", "schnetpack")
     kept = not options.fresh_memory and keep_memory()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     warnings.simplefilter("ignore")

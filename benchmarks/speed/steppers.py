@@ -211,3 +211,5 @@ def compared_painn() -> Compared:
 
 #: network to its comparison and its size
 NETWORKS = {"torchmd-et": (compared_et, "6x128"), "painn": (compared_painn, "3x128")}
+#: network to the peer's package
+PACKAGES = {"torchmd-et": "torchmdnet", "painn": "schnetpack"}

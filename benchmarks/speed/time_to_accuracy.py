@@ -17,17 +17,18 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import lightning as L
-from common import machine, parser, write
+from common import machine, parser, stop, write
 
 from ffpretrain import load_potential, units
 from ffpretrain.datasets import open_dataset
+from ffpretrain.errors import UserError
 from ffpretrain.evaluation import error_table, predict
 from ffpretrain.recipes import load_recipe
 from ffpretrain.training.finish import finish
 from ffpretrain.training.run import fit, prepare
 
 #: kcal/mol/Å
-THRESHOLDS = (0.5, 0.4, 0.3, 0.27, 0.24, 0.21, 0.18, 0.165)
+THRESHOLDS = (0.5, 0.4, 0.3, 0.27, 0.24, 0.21, 0.18, 0.165, 0.13, 0.1, 0.087)
 ROWS = "accuracy.jsonl"
 
 
@@ -110,4 +111,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        stop(f"error: {error}")

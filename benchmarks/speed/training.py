@@ -29,9 +29,9 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from common import machine, parser, write
+from common import machine, need, parser, write
 from shared import counted_flops, floor, keep_memory
-from steppers import CPU, NETWORKS, ours, samples
+from steppers import CPU, NETWORKS, PACKAGES, ours, samples
 
 #: batch size to steps a block and blocks
 SIZES = {8: (6, 5), 128: (1, 4)}
@@ -86,6 +86,7 @@ def main() -> None:
         first = options.network[0], options.data, options.sizes[0], options.threads[0]
         print(json.dumps(measure(*first, options)))
         return
+    need(*(PACKAGES[network] for network in options.network))
     started, results = time.perf_counter(), {}
     for network, threads, size in product(options.network, options.threads, options.sizes):
         command = [sys.executable, __file__, "--one", "--network", network, "--data", str(options.data)]

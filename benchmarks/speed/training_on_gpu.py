@@ -23,10 +23,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import machine, parser, write
+from common import machine, need, parser, stop, write
 from shared import counted_flops
 from speed.kernels import DEVICE, alternate, device_rates, kernels_of, replay_cost
-from steppers import NETWORKS, RATE, Compared, Step, batch_of, ours, samples, supervised
+from steppers import NETWORKS, PACKAGES, RATE, Compared, Step, batch_of, ours, samples, supervised
 
 from ffpretrain.graphs import Sample
 from ffpretrain.potential import Potential
@@ -132,7 +132,8 @@ def main() -> None:
     args.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     options = args.parse_args()
     if not torch.cuda.is_available():
-        raise SystemExit("torch finds no CUDA device here; training.py measures a CPU")
+        stop("torch finds no CUDA device here; training.py measures a CPU")
+    need(*(PACKAGES[network] for network in options.network))
     warnings.simplefilter("ignore")
     started, data, results = time.perf_counter(), samples(options.data), {}
     for network in options.network:

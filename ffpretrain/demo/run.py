@@ -185,4 +185,4 @@ def _farewell(out: Path, seconds: float, say: Say) -> None:
     say("next, try:")
     say(f"  ffpretrain md {SHIPPED} --time 5 --temperature 300 --out aspirin-5ps")
     say(f"  ffpretrain evaluate {out}/demo-ethanol.safetensors ethanol-gfn2 --json")
-    say("  ffpretrain label my-molecule.xyz --engine gfn2 --n 200 --out labels.h5")
+    say("  ffpretrain label my-molecule.xyz --engine gfn2 --n 200 --out labels.h5  (with the extra [label])")
