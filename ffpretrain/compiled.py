@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ffpretrain.backbones.base import Backbone
 from ffpretrain.errors import ConfigError
 from ffpretrain.graphs import Graph
-from ffpretrain.pairs import DensePairs
+from ffpretrain.pairs import DensePairs, PairRows
 from ffpretrain.potential import Potential
 
 #: largest force error of a compiled function against the eager one, relative to the largest force
@@ -37,9 +37,9 @@ class AtomicEnergies(nn.Module):
         super().__init__()
         self.backbone, self.head = potential.backbone, potential.head
 
-    def forward(self, z: Tensor, pos: Tensor, n_molecules: int) -> Tensor:
+    def forward(self, z: Tensor, pos: Tensor, n_molecules: int, rows: PairRows) -> Tensor:
         """Return atomic energies ``[M * n]`` in the network's unit."""
-        pairs = DensePairs(pos, n_molecules, self.backbone.dtype)
+        pairs = DensePairs(pos, n_molecules, self.backbone.dtype, rows)
         return self.head(self.backbone.encode(z, pairs))
 
 
@@ -96,11 +96,12 @@ class CompiledForces:
         from torch.fx.experimental.proxy_tensor import make_fx
 
         network, n_molecules = self._network, graph.n_graphs
+        rows = PairRows.of(len(graph.z) // n_molecules, graph.z.device)
 
         def energy_and_gradient(weights: list[Tensor], z: Tensor, pos: Tensor) -> tuple[Tensor, Tensor]:
             pos = pos.requires_grad_(True)
             state = dict(zip(names, weights, strict=True))
-            atomic = torch.func.functional_call(network, state, (z, pos, n_molecules))
+            atomic = torch.func.functional_call(network, state, (z, pos, n_molecules, rows))
             return atomic, torch.autograd.grad(atomic.sum(), pos, create_graph=True)[0]
 
         examples = [p.detach().clone().requires_grad_(p.requires_grad) for p in params]

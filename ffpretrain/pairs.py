@@ -13,7 +13,8 @@ Two layouts share one interface, so that a backbone is written once:
 
 from __future__ import annotations
 
-from typing import Protocol
+import math
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -34,6 +35,15 @@ class Pairs(Protocol):
     vector: Tensor
     distance: Tensor
     other: Tensor | None
+
+    @property
+    def radial(self) -> Tensor:
+        """Distances in Å that functions of them alone are to be made of, ``[R]``; mostly :attr:`distance`."""
+        ...
+
+    def spread(self, x: Tensor) -> Tensor:
+        """Bring what was made of :attr:`radial`, ``[R, ...]``, to pairs ``[P, ...]``."""
+        ...
 
     def neighbor(self, x: Tensor) -> Tensor:
         """Spread atom features ``[N, ...]`` to pairs, each taking its neighbour's."""
@@ -67,6 +77,15 @@ class EdgeList:
         self.vector, self.distance = vector, distance
         self._neighbor, self._center = neighbor, center
 
+    @property
+    def radial(self) -> Tensor:
+        """See :class:`Pairs`."""
+        return self.distance
+
+    def spread(self, x: Tensor) -> Tensor:
+        """See :class:`Pairs`."""
+        return x
+
     def neighbor(self, x: Tensor) -> Tensor:
         """See :class:`Pairs`."""
         return x.index_select(0, self._neighbor)
@@ -80,6 +99,31 @@ class EdgeList:
         return message.new_zeros(self.n_atoms, *message.shape[1:]).index_add(0, self._center, message)
 
 
+class PairRows(NamedTuple):
+    """The pairs of n atoms listed once, themselves included, among all n * n.
+
+    Attributes:
+        row: of each of all pairs ``[n * n]``.
+        upper, lower: where a row's two directions stand among all ``[n (n + 1) / 2]``.
+        twice: 1 where they are two, 0 for an atom with itself ``[n (n + 1) / 2]``.
+    """
+
+    row: Tensor
+    upper: Tensor
+    lower: Tensor
+    twice: Tensor
+
+    @classmethod
+    def of(cls, n: int, device: torch.device) -> PairRows:
+        """Return those of n atoms; to be made before a function is traced, so that they are its constants."""
+        i, j = torch.triu_indices(n, n, device=device)
+        rows = torch.arange(len(i), device=device)
+        place = torch.zeros(n, n, dtype=torch.int64, device=device)
+        place[i, j] = rows
+        place[j, i] = rows
+        return cls(place.flatten(), i * n + j, j * n + i, (i != j).to(torch.int64))
+
+
 class DensePairs:
     """All pairs of each molecule in a batch of M molecules of n atoms: ``P = [M, n, n]`` (centre, neighbour).
 
@@ -87,9 +131,14 @@ class DensePairs:
         pos: positions ``[M * n, 3]`` Å.
         n_molecules: M.
         dtype: cast the vectors, once formed, to this type.
+        rows: with them functions of the distance are made once for both directions of a pair, and spread:
+            half the work and memory where a compiler joins the spreading with what reads it, another pass
+            where none does.
     """
 
-    def __init__(self, pos: Tensor, n_molecules: int, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, pos: Tensor, n_molecules: int, dtype: torch.dtype | None = None, rows: PairRows | None = None
+    ) -> None:
         self.n_molecules, self.n_atoms = n_molecules, pos.shape[0] // n_molecules
         xyz = pos.view(n_molecules, self.n_atoms, 3)
         self.vector = (xyz.unsqueeze(1) - xyz.unsqueeze(2)).to(dtype)
@@ -97,6 +146,16 @@ class DensePairs:
         # 1 under the root of a self-pair keeps its derivatives finite; the distance itself is put back to 0
         self.distance = (self.vector.square().sum(-1) + same).sqrt() - same
         self.other: Tensor | None = 1 - same
+        self._rows = rows
+
+    @property
+    def radial(self) -> Tensor:
+        """See :class:`Pairs`: ``[M, n, n]``, or ``[M, n (n + 1) / 2]`` with rows."""
+        return self.distance if self._rows is None else _Collected.apply(self.distance, self._rows, True)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """See :class:`Pairs`."""
+        return x if self._rows is None else _Spread.apply(x, self._rows)
 
     def neighbor(self, x: Tensor) -> Tensor:
         """See :class:`Pairs`."""
@@ -109,6 +168,43 @@ class DensePairs:
     def sum(self, message: Tensor) -> Tensor:
         """See :class:`Pairs`."""
         return message.sum(2).reshape(self.n_molecules * self.n_atoms, *message.shape[3:])
+
+
+class _Spread(torch.autograd.Function):
+    """``[M, R, ...]`` to ``[M, n, n, ...]``; its derivative adds the two directions, without a scatter."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: PairRows) -> Tensor:
+        ctx.rows = rows
+        n = math.isqrt(len(rows.row))
+        return x[:, rows.row].unflatten(1, (n, n))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _Collected.apply(gradient, ctx.rows, False), None
+
+
+class _Collected(torch.autograd.Function):
+    """The adjoint of :class:`_Spread`; with ``one``, one of the two directions in place of their sum."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: PairRows, one: bool) -> Tensor:
+        ctx.rows, ctx.one = rows, one
+        x = x.flatten(1, 2)
+        if one:
+            return x[:, rows.upper]
+        twice = rows.twice.view(-1, *[1] * (x.dim() - 2)).to(x.dtype)
+        return x[:, rows.upper] + x[:, rows.lower] * twice
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        # a symmetric input: half of each to either direction is as good as all to one
+        spread = _Spread.apply(gradient, ctx.rows)
+        if ctx.one:
+            n = spread.shape[1]
+            half = 0.5 + 0.5 * torch.eye(n, dtype=spread.dtype, device=spread.device)
+            spread = spread * half.view(n, n, *[1] * (spread.dim() - 3))
+        return spread, None, None
 
 
 class HalfPairs:
@@ -139,6 +235,15 @@ class HalfPairs:
             vector = torch.cat([vector, vector.new_zeros(1, 3)])
             distance = torch.cat([distance, distance.new_zeros(1)])
         self.vector, self.distance = vector, distance
+
+    @property
+    def radial(self) -> Tensor:
+        """As :class:`Pairs` has it: each is listed once anyway."""
+        return self.distance
+
+    def spread(self, x: Tensor) -> Tensor:
+        """As :class:`Pairs` has it."""
+        return x
 
     def exchange(self, filters: Tensor, x: Tensor) -> Tensor:
         """Sum ``filters * x_j`` over the neighbours j of each atom, itself left out.

@@ -45,7 +45,7 @@ def compile_dense(potential: Potential, z: Tensor, pos: Tensor, molecules: int =
         The function; None, after a :class:`CompileWarning` with the reason, where the machine cannot build it
         (no C++ compiler, most often).
     """
-    return compile_function(dense_function(potential, z, molecules), pos)
+    return compile_function(dense_function(potential, z, molecules, once=True), pos)
 
 
 def compile_function(

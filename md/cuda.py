@@ -75,7 +75,9 @@ class MoleculeGraph:
         # all chunks have one size, so the last may hold molecules that nobody asks for
         self._total = each * self._chunks
         self._input = one.repeat(self._total, 1)
-        function = _with_shortest(dense_function(potential, z.repeat(each), each), self.n_atoms, one)
+        function = _with_shortest(
+            dense_function(potential, z.repeat(each), each, once=compiled), self.n_atoms, one
+        )
         built = compile_function(function, one.repeat(each, 1)) if compiled else function
         if built is not None:
             self._function = built

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ffpretrain.errors import NonFiniteError, UnsupportedInputError
 from ffpretrain.graphs import Graph
 from ffpretrain.md.verlet import VerletList
-from ffpretrain.pairs import DensePairs
+from ffpretrain.pairs import DensePairs, PairRows
 from ffpretrain.potential import Potential
 
 Array = NDArray[np.float64]
@@ -120,7 +120,7 @@ class DensePath:
         return evaluation(out, shortest, periodic=False)
 
 
-def dense_function(potential: Potential, z: Tensor, molecules: int = 1) -> DenseFunction:
+def dense_function(potential: Potential, z: Tensor, molecules: int = 1, once: bool = False) -> DenseFunction:
     """Return the function of the positions alone that a molecule with atomic numbers ``z [N]`` is.
 
     The sum over atoms is left to the caller, so that a compiler cannot reorder it.
@@ -129,12 +129,15 @@ def dense_function(potential: Potential, z: Tensor, molecules: int = 1) -> Dense
         potential: its backbone must be smooth at the cutoff.
         z: atomic numbers ``[N]``, of all molecules.
         molecules: how many equal molecules the atoms are, one after another.
+        once: make functions of the distance once for both directions of a pair, which pays where the result
+            is compiled (:class:`~ffpretrain.pairs.DensePairs`).
     """
+    rows = PairRows.of(len(z) // molecules, z.device) if once else None
 
     def function(pos: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             pos = pos.detach().requires_grad_(True)
-            features = potential.backbone.encode(z, DensePairs(pos, molecules, potential.dtype))
+            features = potential.backbone.encode(z, DensePairs(pos, molecules, potential.dtype, rows))
             energies = potential.atomic_energies(features, z)
             (gradient,) = torch.autograd.grad(energies.sum(), pos)
         return energies.detach(), -gradient

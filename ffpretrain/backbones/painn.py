@@ -110,15 +110,15 @@ class PaiNN(Backbone):
             weight, safe = weight * pairs.other, safe + (1 - pairs.other)
         direction = pairs.vector / safe.unsqueeze(-1)
         x, vec = self.with_initial(self.embedding(z), initial)
-        basis, native = self.basis(pairs.distance), isinstance(pairs, HalfPairs)
+        basis, native = self.basis(pairs.radial), isinstance(pairs, HalfPairs)
         # native messages multiply by the cutoff function where they read the filters
-        each = self._filters(basis, None if native else weight.unsqueeze(-1), vec is not None)
+        each = self._filters(basis, pairs, None if native else weight.unsqueeze(-1), vec is not None)
         for i, layer in enumerate(self.layers):
             filters = each[0 if self.shared_filters else i]
             x, vec = layer(x, vec, pairs, filters, direction, weight=weight if native else None)
         return Features(x, vec)
 
-    def _filters(self, basis: Tensor, weight: Tensor | None, vectors: bool) -> list[Tensor]:
+    def _filters(self, basis: Tensor, pairs: Pairs, weight: Tensor | None, vectors: bool) -> list[Tensor]:
         """Return the filters ``[P, kF]`` of each layer, or of all of them where they are shared.
 
         One product makes them all where they are multiplied by the weight, too. Without it each layer's stand
@@ -129,9 +129,9 @@ class PaiNN(Backbone):
             maps = zip(self.filters.weight.split(sizes), self.filters.bias.split(sizes), strict=True)
             each = [functional.linear(basis, *one) for one in maps]
         else:
-            each = list((self.filters(basis) * weight).split(sizes, dim=-1))
+            each = list((pairs.spread(self.filters(basis)) * weight).split(sizes, dim=-1))
         if vectors and self.vector_filters is not None:
-            more = self.vector_filters(basis)
+            more = pairs.spread(self.vector_filters(basis))
             each[0] = torch.cat([each[0], more if weight is None else more * weight], dim=-1)
         return each
 

@@ -120,7 +120,7 @@ class TorchMDET(Backbone):
     def encode(self, z: Tensor, pairs: Pairs | HalfPairs, initial: Features | None = None) -> Features:
         """See :class:`~ffpretrain.backbones.base.Backbone`."""
         weight = cosine_cutoff(pairs.distance, self.cutoff).unsqueeze(-1)
-        basis = self.basis(pairs.distance)
+        basis = self.basis(pairs.radial)
         safe = pairs.distance if pairs.other is None else pairs.distance + (1 - pairs.other)
         direction = pairs.vector / safe.unsqueeze(-1)
         x, vec = self.with_initial(self.embedding(z), initial)
@@ -173,7 +173,7 @@ class NeighborEmbedding(nn.Module):
         """Combine ``x [N, F]`` with the filtered sum over neighbours; an atom is not its own here."""
         if pairs.other is not None:
             weight = weight * pairs.other.unsqueeze(-1)
-        filters = self.filter(basis) if filters is None else filters
+        filters = pairs.spread(self.filter(basis) if filters is None else filters)
         filters, neighbor = filters * weight, self.embedding(z)
         if isinstance(pairs, HalfPairs):
             total = pairs.exchange(filters, neighbor)
@@ -240,6 +240,7 @@ class EquivariantAttention(nn.Module):
         if vec is not None and self.vector_value is not None and self.vector_filters is not None:
             mixed = torch.cat([mixed, self.vector_value(normed)], dim=-1)
             filters = torch.cat([filters, self.vector_filters(basis)], dim=-1)
+        filters = pairs.spread(filters)
         if isinstance(pairs, HalfPairs):
             known = vec if mixed.shape[-1] == 5 * f else None
             shape = Shape(pairs.first, pairs.second, self.heads, selves=True)

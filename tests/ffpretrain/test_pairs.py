@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ffpretrain.graphs import Graph, batch_graphs
-from ffpretrain.pairs import DensePairs, EdgeList, Pairs
+from ffpretrain.pairs import DensePairs, EdgeList, PairRows, Pairs
 from ffpretrain.testing import crystal, random_molecule, symmetric_molecules
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -92,3 +92,37 @@ def test_atoms_without_neighbours_get_zeros() -> None:
     alone = symmetric_molecules([6], CUTOFF)["atom"]
     pairs = EdgeList(alone)
     assert pairs.sum(pairs.neighbor(draw(1, 4))).tolist() == [[0.0] * 4]
+
+
+def test_functions_of_the_distance_made_once_are_those_made_twice() -> None:
+    x, y, weight = draw(15, 4), draw(15, 4), draw(4).requires_grad_(True)
+
+    def energy(pos: Tensor, rows: PairRows | None) -> Tensor:
+        pairs = DensePairs(pos, 3, rows=rows)
+        assert pairs.radial.shape == ((3, 5, 5) if rows is None else (3, 15))
+        filters = pairs.spread((weight * pairs.radial.unsqueeze(-1)).sin())
+        assert filters.shape == (3, 5, 5, 4)
+        sent = pairs.neighbor(x) * filters * pairs.center(y)
+        vector = (sent.unsqueeze(-2) * pairs.vector.unsqueeze(-1)).sum(3)
+        return (pairs.sum(sent) + vector.square().sum(-1).sum(2).view(15, 1)).square().sum()
+
+    rows = PairRows.of(5, torch.device("cpu"))
+    found, wanted = [], []
+    for results, given in ((found, rows), (wanted, None)):
+        pos = BATCH.pos.clone().requires_grad_(True)
+        value = energy(pos, given)
+        (gradient,) = torch.autograd.grad(value, pos, create_graph=True)
+        square = gradient.square().sum()
+        results += [value, gradient, *torch.autograd.grad(square, (pos, weight))]
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("atoms", [1, 2, 5])
+def test_spreading_and_collecting_are_adjoint(atoms: int) -> None:
+    rows = PairRows.of(atoms, torch.device("cpu"))
+    pairs = DensePairs(draw(2 * atoms, 3), 2, rows=rows)
+    few = draw(2, atoms * (atoms + 1) // 2, 3).requires_grad_(True)
+    assert torch.autograd.gradcheck(pairs.spread, few)
+    assert torch.autograd.gradgradcheck(pairs.spread, few)
+    assert torch.equal(pairs.spread(pairs.radial), pairs.distance)
