@@ -118,7 +118,9 @@ class PaiNN(Backbone):
             x, vec = layer(x, vec, pairs, filters, direction, weight=weight if native else None)
         return Features(x, vec)
 
-    def _filters(self, basis: Tensor, pairs: Pairs, weight: Tensor | None, vectors: bool) -> list[Tensor]:
+    def _filters(
+        self, basis: Tensor, pairs: Pairs | HalfPairs, weight: Tensor | None, vectors: bool
+    ) -> list[Tensor]:
         """Return the filters ``[P, kF]`` of each layer, or of all of them where they are shared.
 
         One product makes them all where they are multiplied by the weight, too. Without it each layer's stand
