@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from common import machine, need, parser, stop, write
 from shared import counted_flops
+from speed import peer_pairs
 from speed.kernels import DEVICE, alternate, device_rates, kernels_of, replay_cost
 from steppers import NETWORKS, PACKAGES, RATE, Compared, Step, batch_of, ours, samples, supervised
 
@@ -134,6 +135,8 @@ def main() -> None:
     if not torch.cuda.is_available():
         stop("torch finds no CUDA device here; training.py measures a CPU")
     need(*(PACKAGES[network] for network in options.network))
+    # without warp TorchMD-Net still gives the weights; its own step on a batch then fails, and says so
+    peer_pairs.install()
     warnings.simplefilter("ignore")
     started, data, results = time.perf_counter(), samples(options.data), {}
     for network in options.network:

@@ -13,11 +13,9 @@ from ffpretrain.backbones import Backbone, create_backbone
 from ffpretrain.datasets import Dataset
 from ffpretrain.datasets.splits import Splits
 from ffpretrain.errors import ConfigError
+from ffpretrain.evaluation import unfamiliar
 from ffpretrain.potential import Model, Potential
 from ffpretrain.training.config import ModelConfig
-
-#: frames whose compositions are compared with those a model knows
-_LOOKED_AT = 100
 
 
 @dataclass(frozen=True)
@@ -121,11 +119,7 @@ def doubts(config: ModelConfig, parent: Pretrained, dataset: Dataset, splits: Sp
     level, theirs = dataset.metadata.level_of_theory, card.level_of_theory
     if level and theirs and level != theirs:
         lines.append(f"{parent.name} learned {theirs}, these labels are {level}: its head starts wrong")
-    if card.compositions:
-        frames = dataset[splits.train[:_LOOKED_AT]]
-        new = sorted({_formula(frame.numbers) for frame in frames} - set(card.compositions))
-        if new:
-            lines.append(f"{parent.name} learned {', '.join(card.compositions)}; these frames are {new[0]}")
+    lines += [f"{parent.name}: {line}" for line in unfamiliar(parent.potential, dataset[splits.train])]
     for data in card.training_data:
         common = set(data.sha256.values()) & set(dict(dataset.metadata.sha256).values())
         if common and data.split_seed != splits.seed:
@@ -134,12 +128,6 @@ def doubts(config: ModelConfig, parent: Pretrained, dataset: Dataset, splits: Sp
                 f"{data.split_seed}: validation frames may be among them; set the same seed and sizes"
             )
     return lines
-
-
-def _formula(numbers: Any) -> str:
-    from ase.symbols import Symbols
-
-    return str(Symbols(numbers).get_chemical_formula("hill"))
 
 
 def _copy(part: str, own: dict[str, Tensor], theirs: dict[str, Tensor], parent: str) -> list[str]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 
 from ffpretrain import testing
-from ffpretrain.backbones import Backbone, create_backbone, list_backbones
+from ffpretrain.backbones import Backbone, backbone_class, create_backbone, list_backbones
 from ffpretrain.backbones.radial import GaussianBasis
 from ffpretrain.errors import ConfigError
 
@@ -152,3 +153,9 @@ def test_the_example_of_the_documentation_passes() -> None:
             exec(compile(block, str(page), "exec"), names)
     for check in testing.CHECK_NAMES:
         names["test_symmetry"](check)
+
+
+@pytest.mark.parametrize("name", list_backbones())
+def test_annotations_of_options_can_be_checked(name: str) -> None:
+    hints = get_type_hints(backbone_class(name).__init__)
+    assert hints and all(TypeAdapter(hint) for key, hint in hints.items() if key != "return")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import get_type_hints
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from ffpretrain.backbones import create_backbone
@@ -215,3 +217,11 @@ def test_a_missing_label_is_named() -> None:
     unforced = sample._replace(targets={"energy": sample.targets["energy"]})
     with pytest.raises(DataError, match="needs the label 'forces'"):
         create_objective("supervised", potential=potential())(unforced, seeded())
+
+
+@pytest.mark.parametrize("name", list_objectives())
+def test_annotations_of_options_can_be_checked(name: str) -> None:
+    hints = get_type_hints(objective_class(name).__init__)
+    assert hints and all(
+        TypeAdapter(hint) for key, hint in hints.items() if key not in ("potential", "return")
+    )

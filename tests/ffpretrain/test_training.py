@@ -408,7 +408,10 @@ def test_going_on_with_other_data_is_doubted(finished: Path, monkeypatch: pytest
     monkeypatch.setattr(run_module, "open_pretrained", lambda _: parent)
     level, composition = prepare(recipe(**changes)).notes
     assert level.startswith("demo-ethanol learned PBE/def2-SVP, these labels are GFN2-xTB")
-    assert composition == "demo-ethanol learned CH4O; these frames are C2H6O"
+    assert (
+        composition.startswith("demo-ethanol: ")
+        and "have composition C2H6O, which the model was not" in composition
+    )
 
 
 def test_elements_the_parent_never_saw(finished: Path, tmp_path: Path) -> None:
