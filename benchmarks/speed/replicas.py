@@ -29,7 +29,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import machine, need, parser, write
-from shared import aspirin, counted_flops, floor, keep_memory, schnetpack_painn, torchmd_net_checkpoint
+from shared import aspirin, eager_floor, keep_memory, schnetpack_painn, torchmd_net_checkpoint
 
 from ffpretrain.potential import Potential
 
@@ -138,15 +138,6 @@ def report(network: str, count: int, rows: dict[str, Any]) -> None:
         print(f"{network}, {count} replicas, {name}: {line}", flush=True)
 
 
-def eager_floor(potential: Potential) -> dict[str, float]:
-    """Return the least time of one replica's matrix products, as the eager path has them."""
-    from ffpretrain.graphs import graph_from_atoms
-
-    graph = graph_from_atoms(aspirin(), potential.cutoff)
-    found = floor(counted_flops(lambda: potential.requires_grad_(False)(graph)))
-    return {**found, "us_per_atom": round(found["floor_ms"] * 1e3 / len(graph.z), 2)}
-
-
 def main() -> None:
     args = parser(__doc__)
     args.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
@@ -166,7 +157,7 @@ def main() -> None:
         et = from_torchmd_net(content["state_dict"], content["hyper_parameters"])
         painn = Potential(from_schnetpack(schnetpack_painn().representation.state_dict())).eval()
         for network, potential in (("torchmd-et 6x128", et), ("painn 3x128", painn)):
-            least[network] = eager_floor(potential)
+            least[network] = eager_floor(potential, aspirin())
             results[network] = {}
             for count in options.sizes:
                 makers = ours(potential, count)

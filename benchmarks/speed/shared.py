@@ -17,6 +17,7 @@ from ase.md.verlet import VelocityVerlet
 
 from ffpretrain.artifacts import read_card
 from ffpretrain.md.velocities import draw_momenta
+from ffpretrain.potential import Potential
 
 #: steps a block and blocks of :func:`measure`
 BLOCK, BLOCKS = 30, 12
@@ -171,6 +172,15 @@ def counted_flops(function: Callable[[], object]) -> float:
     return float(
         sum(e.flops for e in profiler.events() if e.name in ("aten::mm", "aten::addmm", "aten::bmm"))
     )
+
+
+def eager_floor(potential: Potential, atoms: Atoms) -> dict[str, float]:
+    """Return the least time of a structure's matrix products with forces, as the eager path has them."""
+    from ffpretrain.graphs import graph_from_atoms
+
+    graph = graph_from_atoms(atoms, potential.cutoff)
+    found = floor(counted_flops(lambda: potential.requires_grad_(False)(graph)))
+    return {**found, "us_per_atom": round(found["floor_ms"] * 1e3 / len(graph.z), 2)}
 
 
 def _timed(function: Callable[[], object]) -> float:
